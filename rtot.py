@@ -1,0 +1,2664 @@
+#!/usr/bin/env python3
+"""rtot, "run this over there": POST a script over HTTP, it runs here as an asynchronous job.
+
+    python3 rtot.pyz -a :8457 -s secret
+    curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' http://host:8457/jobs
+
+The routes are the table ROUTES below, next to the App that answers them.  The sections stand in this
+order, and each knows only those above it:
+
+    constants, errors, output, job and store, script, runner, HTTP, router and app, command line
+
+Who owns what:
+
+    pids, pipe ends, terminals, timers  the Runner's loop, in the main thread; others hand it a request
+    a job's state, times and output     written by the loop alone, under the job's lock; readers copy
+    ids and the map of jobs             JobStore's lock, never held while waiting for anything
+    a connection                        its own thread, so that a slow client harms no one
+    settings and routes                 nobody, after the start: they never change
+"""
+import array
+import bisect
+import collections
+import errno
+import heapq
+import os
+import re
+import selectors
+import signal
+import socket
+import socketserver
+import sys
+import threading
+import time
+
+__version__ = "1.0.0"
+
+MIB = 1 << 20
+
+# Running.
+GRACE = 5.0             # s from SIGTERM to SIGKILL
+HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
+READ_SIZE = 1 << 16     # bytes, what a pipe holds (pipe(7))
+READS_AT_EXIT = 4       # of a pipe when its script has exited: mostly to its end, without one more wake
+FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
+PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the job does not wait for it
+PATIENCE = 0.25         # s in which a follower has to show that pace
+DEFAULT_SHELL = b"/bin/bash"
+SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts.h, BINPRM_BUF_SIZE)
+
+# HTTP.
+BACKLOG = 1024
+MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
+MAX_HEAD = 65536        # bytes of all headers
+MAX_HEADERS = 100
+HEAD_TIMEOUT = 10.0     # s for a whole head from its first byte: a byte now and then does not prolong it
+BODY_TIMEOUT = 30.0     # s without one byte of a body
+IDLE_TIMEOUT = 75.0     # s between two requests of a connection
+SEND_TIMEOUT = 300.0    # s for which a client may leave SLICE bytes of an answer unread
+DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
+LINGER = 2.0            # s, and
+LINGER_BYTES = 16 * MIB  # bytes of an unread body that are thrown away so that its sender sees the answer
+SLICE = 1 << 16         # bytes of an answer that are in hand at a time
+TICK = 1.0              # s after which one who waits looks whether its client is still there
+
+# time.time_ns came with 3.7.
+wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+class Error(Exception):
+    """Why a request can't be served: raised anywhere, answered in one place (Connection).
+
+    `status` is the HTTP status, `error` a short phrase for programs, `message` what would be right.
+    `headers` go out with the answer, `extra` stands before the two in its JSON.
+    """
+
+    status = 500
+    error = "internal error"
+    closes = False      # the connection cannot go on: where the next request begins is not known
+
+    def __init__(self, message, error=None, headers=(), extra=None):
+        super().__init__(message)
+        self.message = message
+        self.error = error or self.error
+        self.headers = list(headers)
+        self.extra = extra or {}
+
+
+class BadRequest(Error):
+    status, error = 400, "bad request"
+
+
+class Malformed(BadRequest):
+    """Not HTTP as RFC 9112 has it: nothing after it on the connection can be trusted."""
+    error, closes = "malformed request", True
+
+
+class NotAuthorized(Error):
+    status, error, closes = 401, "not authorized", True
+
+
+class NotFound(Error):
+    status, error = 404, "not found"
+
+
+class MethodNotAllowed(Error):
+    status, error = 405, "method not allowed"
+
+
+class RequestTimeout(Error):
+    status, error, closes = 408, "request timeout", True
+
+
+class Conflict(Error):
+    status, error = 409, "conflict"
+
+
+class LengthRequired(Error):
+    status, error = 411, "length required"
+
+
+class TooLarge(Error):
+    status, error, closes = 413, "content too large", True
+
+
+class URITooLong(Error):
+    status, error, closes = 414, "uri too long", True
+
+
+class RangeNotSatisfiable(Error):
+    status, error = 416, "range not satisfiable"
+
+
+class HeadTooLarge(Error):
+    status, error, closes = 431, "request header fields too large", True
+
+
+class NotImplementedHere(Error):
+    status, error, closes = 501, "not implemented", True
+
+
+class Unavailable(Error):
+    status, error = 503, "service unavailable"
+
+
+class VersionNotSupported(Error):
+    status, error, closes = 505, "http version not supported", True
+
+
+class InsufficientStorage(Error):
+    status, error = 507, "insufficient storage"
+
+
+class ClientGone(Exception):
+    """The client has hung up: there is no one to answer."""
+
+
+# ---------------------------------------------------------------------------------------------- output
+
+OUT, ERR = 0, 1
+
+
+class Stream:
+    """The bytes of one stream, in chunks.
+
+    `start` and `end` are the absolute offsets of the first byte kept and of the one after the last;
+    `starts` are those of the chunks.  Small reads are folded, so a line at a time costs little more
+    than its bytes: 200,000 lines read one by one made 200,000 objects before.
+    """
+
+    __slots__ = ("chunks", "starts", "start", "end")
+
+    def __init__(self):
+        self.chunks, self.starts = [], []
+        self.start = self.end = 0
+
+    def append(self, data):
+        chunks = self.chunks
+        if chunks and len(chunks[-1]) + len(data) <= FOLD:
+            if type(chunks[-1]) is bytes:       # the one print of a small job stays as small as it is
+                chunks[-1] = bytearray(chunks[-1])
+            chunks[-1] += data
+        else:
+            chunks.append(data)
+            self.starts.append(self.end)
+        self.end += len(data)
+
+    def drop(self, count):
+        """Forget the oldest `count` bytes; a chunk is freed when its last byte is dropped."""
+        self.start += count
+        whole = bisect.bisect_right(self.starts, self.start) - 1
+        if self.start == self.end:
+            whole = len(self.chunks)
+        if whole > 0:
+            del self.chunks[:whole], self.starts[:whole]
+
+    def read(self, offset, limit):
+        """Return what stands at `offset`, from one chunk and at most `limit` bytes; b"" at the end."""
+        if offset >= self.end:
+            return b""
+        index = bisect.bisect_right(self.starts, offset) - 1
+        begin = offset - self.starts[index]
+        return bytes(self.chunks[index][begin:begin + limit])
+
+    def pieces_back(self, begin, end):
+        """Yield the bytes from `end` back to `begin`, a chunk at a time."""
+        while end > begin:
+            index = bisect.bisect_left(self.starts, end) - 1
+            first = max(begin, self.starts[index])
+            yield bytes(self.chunks[index][first - self.starts[index]:end - self.starts[index]])
+            end = first
+
+
+class Output:
+    """What a job has printed: two streams, and the order in which they came.
+
+    A position in the log is the number of bytes of both streams before it.  `turns` are the positions
+    at which the log changes to the other stream, beginning with OUT: so the stream at a position is
+    the parity of the turns up to it, and the order costs 8 bytes a change.  The oldest bytes are
+    dropped in the order of the log when more than `limit` are kept.  Guarded by the job's lock.
+    """
+
+    __slots__ = ("streams", "turns", "limit", "readers")
+
+    def __init__(self, limit):
+        self.streams = (Stream(), Stream())
+        self.turns = array.array("q")
+        self.limit = limit
+        self.readers = []       # those who follow
+
+    @property
+    def start(self):
+        """The log position of the first byte kept: as many have been dropped."""
+        return self.streams[OUT].start + self.streams[ERR].start
+
+    @property
+    def end(self):
+        return self.streams[OUT].end + self.streams[ERR].end
+
+    def append(self, stream, data):
+        if len(self.turns) & 1 != stream:
+            self.turns.append(self.end)
+        self.streams[stream].append(data)
+        if self.end - self.start > self.limit:
+            self.drop(self.end - self.start - self.limit)
+
+    def _run_at(self, position):
+        """Return the stream at `position` and the position where the next turn is, or the end."""
+        index = bisect.bisect_right(self.turns, position)
+        return index & 1, self.turns[index] if index < len(self.turns) else self.end
+
+    def drop(self, count):
+        """Forget the `count` oldest bytes."""
+        while count > 0:
+            position = self.start
+            stream, run_end = self._run_at(position)
+            size = min(count, run_end - position)
+            self.streams[stream].drop(size)
+            count -= size
+        stale = bisect.bisect_right(self.turns, self.start) & ~1
+        if stale > len(self.turns) // 2:        # seldom, since what follows moves; in pairs, for the parity
+            del self.turns[:stale]
+
+    def read(self, at, which, limit):
+        """Return the bytes at the place `at` and move it behind them; b"" at the end.
+
+        `at` is a list of two offsets, one for each stream; `which` is OUT, ERR or None for the log.
+        """
+        if which is not None:
+            at[which] = max(at[which], self.streams[which].start)
+            data = self.streams[which].read(at[which], limit)
+            at[which] += len(data)
+            return data
+        parts = []
+        at[:] = (max(offset, stream.start) for offset, stream in zip(at, self.streams))
+        while limit > 0:
+            stream, run_end = self._run_at(at[OUT] + at[ERR])
+            data = self.streams[stream].read(at[stream], min(limit, run_end - at[OUT] - at[ERR]))
+            if not data:
+                break
+            at[stream] += len(data)
+            limit -= len(data)
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def tail(self, lines, which):
+        """Return the place `at` from which on the last `lines` lines stand."""
+        at = [stream.end for stream in self.streams]
+        wanted = None       # newlines to find from the end: the one that ends the last line is not a start
+        for stream, data in self._pieces_back(which) if lines else ():
+            if wanted is None:
+                wanted = lines + data.endswith(b"\n")
+            count = data.count(b"\n")
+            if count < wanted:
+                wanted -= count
+                at[stream] -= len(data)
+                continue
+            newline = len(data)
+            for _ in range(wanted):
+                newline = data.rfind(b"\n", 0, newline)
+            at[stream] -= len(data) - newline - 1
+            break
+        return at
+
+    def _pieces_back(self, which):
+        """Yield (stream, bytes) from the end to the start."""
+        if which is not None:
+            stream = self.streams[which]
+            for data in stream.pieces_back(stream.start, stream.end):
+                yield which, data
+            return
+        at = [stream.end for stream in self.streams]
+        position = self.end
+        while position > self.start:
+            index = bisect.bisect_left(self.turns, position)
+            size = position - max(self.turns[index - 1] if index else 0, self.start)
+            stream = index & 1
+            for data in self.streams[stream].pieces_back(at[stream] - size, at[stream]):
+                yield stream, data
+            at[stream] -= size
+            position -= size
+
+
+class Reader:
+    """A follower's own place in an output: `which` stream, or None for the log; `at`, see Output.read.
+
+    `lost` counts the bytes that were dropped before they were read.  `awaited`: while it keeps up the
+    job waits for it rather than drop what it has not read, see Runner._pace.
+    """
+
+    __slots__ = ("output", "which", "at", "lost", "awaited")
+
+    def __init__(self, output, which, at):
+        self.output, self.which, self.at = output, which, at
+        self.lost, self.awaited = 0, True
+
+    @property
+    def position(self):
+        return sum(self.at) if self.which is None else self.at[self.which]
+
+    @property
+    def source(self):
+        """What it reads from, with its `start` and `end`."""
+        return self.output if self.which is None else self.output.streams[self.which]
+
+    def read(self, limit):
+        before, dropped = self.position, self.source.start
+        data = self.output.read(self.at, self.which, limit)
+        self.lost += max(0, dropped - before)
+        if not self.awaited and self.source.end - self.position < self.output.limit // 2:
+            self.awaited = True
+        return data
+
+    def endangered(self, count):
+        """Would `count` more bytes push out what it has not read?"""
+        output = self.output
+        return output.end - output.start + count > output.limit and self.position < self.source.start + count
+
+
+# -------------------------------------------------------------------------------------- job and store
+
+STATES = {              # a job's lifecycle: from a state, where it can go
+    "new": ("running", "complete"),
+    "running": ("complete",),
+    "complete": (),
+}
+
+CANCELED = "canceled before it started"
+
+# What Go calls the signals that end a process (its syscall package, linux/amd64).
+SIGNAL_WORDS = {
+    "HUP": "hangup", "INT": "interrupt", "QUIT": "quit", "ILL": "illegal instruction",
+    "TRAP": "trace/breakpoint trap", "ABRT": "aborted", "BUS": "bus error",
+    "FPE": "floating point exception", "KILL": "killed", "USR1": "user defined signal 1",
+    "SEGV": "segmentation fault", "USR2": "user defined signal 2", "PIPE": "broken pipe",
+    "ALRM": "alarm clock", "TERM": "terminated", "STKFLT": "stack fault",
+    "XCPU": "CPU time limit exceeded", "XFSZ": "file size limit exceeded",
+    "VTALRM": "virtual timer expired", "PROF": "profiling timer expired", "POLL": "I/O possible",
+    "IO": "I/O possible", "PWR": "power failure", "SYS": "bad system call",
+}
+
+
+def signal_words(number):
+    """Return what Go's os.Signal.String() says: "killed" for 9, "signal 34" for one without a name."""
+    for name, words in SIGNAL_WORDS.items():
+        if getattr(signal, "SIG" + name, None) == number:
+            return words
+    return "signal %d" % number
+
+
+def go_time(ns):
+    """Return a time in ns since 1970 as Go's time.Time.String() does; 0 is Go's zero time."""
+    if not ns:
+        return "0001-01-01 00:00:00 +0000 UTC"
+    seconds, fraction = divmod(ns, 10 ** 9)
+    digits = (".%09d" % fraction).rstrip("0").rstrip(".")
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds)) + digits + " +0000 UTC"
+
+
+def go_duration(seconds):
+    """Return seconds as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 3.5ms."""
+    def decimal(value, digits):
+        return ("%.*f" % (digits, value)).rstrip("0").rstrip(".")
+    ns = int(seconds * 1e9 + 0.5)
+    if ns < 10 ** 9:
+        for unit, size, digits in (("ns", 1, 0), ("\u00b5s", 10 ** 3, 3), ("ms", 10 ** 6, 6)):
+            if ns < size * 1000:
+                return (decimal(ns / size, digits) if digits else str(ns)) + unit if ns else "0s"
+    minutes, ns = divmod(ns, 60 * 10 ** 9)
+    hours, minutes = divmod(minutes, 60)
+    text = "%dh%dm" % (hours, minutes) if hours else "%dm" % minutes if minutes else ""
+    return text + decimal(ns / 1e9, 9) + "s"
+
+
+def readable(data):
+    """Return bytes as text; what is not UTF-8 shows as U+FFFD."""
+    return bytes(data).decode("utf-8", "replace")
+
+
+Terminal = collections.namedtuple("Terminal", "rows cols")
+
+# How a job is to run.  args, cwd and the pairs of env are bytes, as the kernel has them; timeout in s.
+Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty")
+PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, tty=None)
+
+
+class Job:
+    """A record of one run.  Written by the Runner's loop alone, under `lock`; read under `lock`.
+
+    `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` are seconds
+    of the monotonic clock, so that a step of the clock falsifies no duration.  The Condition is made
+    when someone waits first and let go at the end: most jobs never need one, and it is half of what a
+    complete job would weigh.
+    """
+
+    __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "began", "took",
+                 "exit", "exit_code", "timed_out", "held", "pid", "output", "lock", "_changed")
+
+    def __init__(self, script, options, limit):
+        self.id = None
+        self.script, self.options = script, options
+        self.state = "new"
+        self.created, self.started, self.completed = wall_ns(), 0, 0
+        self.began, self.took = 0.0, 0.0
+        self.exit, self.exit_code, self.pid = "", None, None
+        self.timed_out = self.held = False
+        self.output = Output(limit)
+        self.lock = threading.Lock()
+        self._changed = None
+
+    @property
+    def href(self):
+        return "/jobs/%d" % self.id
+
+    # The loop alone calls these.
+
+    def _move(self, state):
+        if state not in STATES[self.state]:
+            raise RuntimeError("job %d cannot go from %s to %s" % (self.id, self.state, state))
+        self.state = state
+
+    def run(self, pid):
+        with self.lock:
+            self._move("running")
+            self.pid, self.started, self.began = pid, wall_ns(), time.monotonic()
+
+    def capture(self, stream, data):
+        """Take what was read of a stream; return by how much what is kept has grown, in bytes."""
+        with self.lock:
+            output = self.output
+            before = output.start
+            output.append(stream, data)
+            self._notify()
+            return len(data) - (output.start - before)
+
+    def complete(self, text, code, held=False):
+        with self.lock:
+            self._move("complete")
+            self.exit, self.exit_code, self.held = text, code, held
+            self.completed = wall_ns()
+            self.took = time.monotonic() - self.began if self.started else 0.0
+            self._notify()
+            self._changed = None        # those who wait have their own reference; nobody will from here on
+
+    def time_out(self):
+        with self.lock:
+            self.timed_out = True
+
+    def release(self):
+        """What the script left in the background has let go of the output."""
+        with self.lock:
+            self.held = False
+
+    def shed(self, count):
+        """Forget the `count` oldest bytes of the output."""
+        with self.lock:
+            self.output.drop(count)
+
+    def _notify(self):
+        if self._changed:
+            self._changed.notify_all()
+
+    # Any thread calls these.
+
+    def wait(self, condition, timeout):
+        """Wait until `condition()`, called under the lock, is true: at most `timeout` seconds.
+
+        Return what it returned last.  A complete job changes no more, so nobody waits for it.
+        """
+        deadline = time.monotonic() + timeout
+        with self.lock:
+            while True:
+                result = condition()
+                remaining = deadline - time.monotonic()
+                if result or self.state == "complete" or remaining <= 0:
+                    return result
+                if self._changed is None:
+                    self._changed = threading.Condition(self.lock)
+                self._changed.wait(min(remaining, threading.TIMEOUT_MAX))
+
+    def is_complete(self):
+        return self.state == "complete"
+
+    @property
+    def duration(self):
+        """Seconds for which it has run."""
+        return time.monotonic() - self.began if self.state == "running" else self.took
+
+    def text(self, stream):
+        kept = self.output.streams[stream]
+        return readable(b"".join(kept.chunks)[kept.start - kept.starts[0]:]) if kept.chunks else ""
+
+    def view(self, fields):
+        """Return the job as it is shown: an ordered dict of the `fields` that are not empty."""
+        with self.lock:
+            pairs = [(name, show(self)) for name, show in VIEW.items() if name in fields]
+        return collections.OrderedDict(
+            (name, value) for name, value in pairs if value or name not in LEFT_OUT_WHEN_EMPTY)
+
+
+VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
+    ("href", lambda job: job.href),
+    ("id", lambda job: job.id),
+    ("out", lambda job: job.text(OUT)),
+    ("err", lambda job: job.text(ERR)),
+    ("exit", lambda job: job.exit),
+    ("state", lambda job: job.state),
+    ("start", lambda job: go_time(job.started)),
+    ("complete", lambda job: go_time(job.completed)),
+    ("create", lambda job: go_time(job.created)),
+    ("exit_code", lambda job: job.exit_code),
+    ("timed_out", lambda job: job.timed_out),
+    ("held", lambda job: job.held),
+    ("dropped", lambda job: job.output.start),
+    ("pid", lambda job: job.pid),
+    ("label", lambda job: job.options.label),
+    ("args", lambda job: [readable(arg) for arg in job.options.args]),
+    ("cwd", lambda job: readable(job.options.cwd or os.getcwdb())),
+    ("timeout", lambda job: job.options.timeout),
+    ("tty", lambda job: job.options.tty and collections.OrderedDict(zip(Terminal._fields, job.options.tty))),
+    ("script", lambda job: readable(job.script)),
+    ("out_bytes", lambda job: job.output.streams[OUT].end),
+    ("err_bytes", lambda job: job.output.streams[ERR].end),
+    ("duration", lambda job: round(job.duration, 6)),
+])
+ALWAYS = frozenset("href id state".split())
+DEFAULT_FIELDS = ALWAYS.union("out err exit start complete create".split())
+LEFT_OUT_WHEN_EMPTY = frozenset("out err exit".split())
+
+
+class JobStore:
+    """The jobs, by id.  Ids count from 0 and are never used again.
+
+    `lock` guards the map, the next id and the order in which jobs became complete; it is never held
+    while waiting for anything.
+    """
+
+    def __init__(self, keep, max_scripts):
+        self.keep = keep                    # complete jobs, at most; 0: all
+        self.max_scripts = max_scripts      # bytes, of all scripts together
+        self.lock = threading.Lock()
+        self._jobs = collections.OrderedDict()
+        self._retired = collections.OrderedDict()
+        self._next_id = 0
+        self._script_bytes = 0
+
+    def add(self, job):
+        """Give the job its id and keep it."""
+        with self.lock:
+            if self._script_bytes + len(job.script) > self.max_scripts:
+                raise InsufficientStorage("the scripts of the jobs held take %d bytes: delete complete jobs, as "
+                                          "by DELETE /jobs?state=complete" % self._script_bytes)
+            self._script_bytes += len(job.script)
+            job.id = self._next_id
+            self._next_id += 1
+            self._jobs[job.id] = job
+
+    def get(self, number):
+        """Return the job, or None."""
+        with self.lock:
+            return self._jobs.get(number)
+
+    def remove(self, number):
+        """Return the job that is no longer in the map, or None."""
+        with self.lock:
+            return self._remove(number)
+
+    def _remove(self, number):
+        job = self._jobs.pop(number, None)
+        if job:
+            self._retired.pop(number, None)
+            self._script_bytes -= len(job.script)
+        return job
+
+    def retire(self, job):
+        """Note that the job is complete; forget and return those beyond `keep`, the oldest first."""
+        with self.lock:
+            if job.id in self._jobs:
+                self._retired[job.id] = None
+            surplus = len(self._retired) - self.keep if self.keep else 0
+            return [self._remove(next(iter(self._retired))) for _ in range(surplus)]
+
+    def select(self, state=None, label=None):
+        """Return the jobs in that state and with that label, in order of id; None is any."""
+        with self.lock:
+            jobs = list(self._jobs.values())
+        return [job for job in jobs
+                if (state is None or job.state == state) and (label is None or job.options.label == label)]
+
+
+# ---------------------------------------------------------------------------------------------- script
+
+def parse_shebang(script):
+    """Return (interpreter, argument or None) as the kernel would read them from the first 256 bytes.
+
+    The rules are those of Linux's fs/binfmt_script.c: one argument, blanks around it cut, no newline
+    needed at the end of the file.  OSError ENOEXEC for what the kernel would not take.
+    """
+    head = script[:SHEBANG_SIZE].ljust(SHEBANG_SIZE, b"\0")
+    end = head.find(b"\n")
+    if end < 0:
+        end = SHEBANG_SIZE - 1
+        if not re.search(b"[ \t\0]", head[2:].lstrip(b" \t")):     # the name may be cut: not to be run
+            raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
+    line = head[2:end].strip(b" \t")
+    if not line:
+        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
+    name, blanks, argument = re.match(b"([^ \t\0]*)([ \t]*)([^\0]*)", line).groups()
+    return name, argument if blanks else None
+
+
+def explain_shebang(script):
+    """Return what is probably wrong with a first line that could not be run, or b""."""
+    line, newline, _ = script.partition(b"\n")
+    if line.endswith(b"\r"):
+        return (b"rtot: the first line ends in a carriage return (CR), which the kernel takes as part of it: "
+                b"send the script with Unix line ends, as by sed 's/\\r$//'\n")
+    if script.startswith(b"#!") and not newline:
+        return (b"rtot: the script is a single #! line: curl -d @file takes the newlines out of a file, "
+                b"--data-binary @file does not\n")
+    return b""
+
+
+class Script:
+    """A script where its interpreter can open it: at `path`, which is open as `fd` if it has no name."""
+
+    __slots__ = ("path", "fd")
+
+    def __init__(self, path, fd=None):
+        self.path, self.fd = path, fd
+
+    def close(self):
+        """Take it away; nothing happens if somebody else has."""
+        try:
+            os.unlink(self.path) if self.fd is None else os.close(self.fd)
+        except FileNotFoundError:
+            pass
+
+
+class Workspace:
+    """The server's directory of scripts: 0700, locked by flock(2) while the server lives, gone after it.
+
+    One whose server was killed is not locked any more, and the next server sweeps it.  Where no
+    directory can be written, scripts are in memory (memfd_create(2), Python 3.8+).
+    """
+
+    PREFIX = "rtot-"
+
+    def __init__(self):
+        self._lock = threading.Lock()       # guards the making of the directory
+        self._directory = self._fd = None
+        self._names = 0
+
+    def sweep(self):
+        """Remove the directories of servers that were killed."""
+        import fcntl
+        import shutil
+        import tempfile
+        try:
+            found = [entry.path for entry in os.scandir(tempfile.gettempdir())
+                     if entry.name.startswith(self.PREFIX) and entry.is_dir(follow_symlinks=False)
+                     and entry.stat(follow_symlinks=False).st_uid == os.geteuid()]
+        except OSError:                     # no temporary directory: nothing to sweep
+            return
+        for path in found:
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            except OSError:                 # gone meanwhile
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            except BlockingIOError:         # its server lives
+                pass
+            finally:
+                os.close(fd)
+
+    def _make(self):
+        """Make the directory and lock it; again, if a sweeper came between the two."""
+        import fcntl
+        import tempfile
+        while True:
+            path = tempfile.mkdtemp(prefix=self.PREFIX)
+            fd = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink:
+                    self._directory, self._fd = os.fsencode(path), fd
+                    return
+            except BlockingIOError:
+                pass
+            os.close(fd)
+
+    def _next_path(self):
+        with self._lock:
+            if self._directory is not None and not os.path.isdir(self._directory):
+                os.close(self._fd)          # somebody cleaned the temporary directory
+                self._directory = None
+            if self._directory is None:
+                self._make()
+            self._names += 1
+            return b"%s/%d" % (self._directory, self._names)
+
+    def write(self, data):
+        """Return a Script that holds all of `data`; InsufficientStorage if that can't be."""
+        try:
+            path = self._next_path()
+        except OSError as error:
+            return self._in_memory(data, error)
+        script = Script(path)
+        try:                                # buffered: os.write may take a part and raise nothing
+            with open(path, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+                file.write(data)
+        except OSError as error:
+            script.close()
+            raise InsufficientStorage("the script could not be written to %s: %s" % (
+                readable(os.path.dirname(path)), error.strerror)) from error
+        return script
+
+    def _in_memory(self, data, reason):
+        if not hasattr(os, "memfd_create"):
+            raise InsufficientStorage("no temporary directory can be written: %s; name one by TMPDIR"
+                                      % reason.strerror) from reason
+        try:
+            fd = os.memfd_create("rtot")
+            with open(fd, "wb", closefd=False) as file:
+                file.write(data)
+            os.lseek(fd, 0, os.SEEK_SET)
+        except OSError as error:
+            raise InsufficientStorage("the script could not be kept in memory: %s" % error.strerror) from error
+        return Script(b"/dev/fd/%d" % fd, fd)
+
+    def remove(self):
+        """Remove the directory and all in it."""
+        import shutil
+        with self._lock:
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                os.close(self._fd)
+                self._directory = None
+
+
+# ---------------------------------------------------------------------------------------------- runner
+
+class Reply:
+    """The loop's answer to a thread that asked it for something: given once, a value or an Error."""
+
+    __slots__ = ("_lock", "_value", "_error")
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self._value = self._error = None
+
+    def give(self, value=None, error=None):
+        self._value, self._error = value, error
+        self._lock.release()
+
+    def wait(self, timeout):
+        """Is it there within `timeout` seconds?"""
+        if self._lock.acquire(timeout=timeout):
+            self._lock.release()
+            return True
+        return False
+
+    def result(self):
+        if self._error:
+            raise self._error
+        return self._value
+
+
+class Process:
+    """What the loop knows of a job's process group, until nobody will signal that group any more.
+
+    `pipes`: the stream that each descriptor carries; `input`: the descriptor of standard input, or None;
+    `feeds`: what is to be written there, as [memoryview, Reply]; `ended`: how the script ended, as
+    (text, code), from when on its leader is a zombie that pins the number of the group; `killing`: the
+    timer of a SIGKILL to come; `paused`: its output is not read for a moment; `forgotten`: it is thrown away.
+    """
+
+    __slots__ = ("job", "pid", "pipes", "input", "feeds", "eof", "terminal", "script", "ended", "killing",
+                 "timers", "paused", "forgotten")
+
+    def __init__(self, job, script):
+        self.job, self.script = job, script
+        self.pid = self.input = self.terminal = self.ended = self.killing = None
+        self.pipes, self.feeds, self.timers = {}, collections.deque(), []
+        self.eof = self.paused = self.forgotten = False
+
+
+def living_groups():
+    """Return the process groups that have a member that is no zombie, from proc_pid_stat(5).
+
+    None where there is no such /proc.  A group's zombie leader still takes signals, so kill(2) can't tell.
+    """
+    groups = set()
+    try:
+        numbers = [name for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return None
+    for number in numbers:
+        try:
+            with open("/proc/%s/stat" % number, "rb") as file:
+                state, _, group = file.read().rpartition(b")")[2].split()[:3]
+        except OSError:         # gone meanwhile
+            continue
+        if state not in b"ZX":
+            groups.add(int(group))
+    return groups if numbers else None
+
+
+class Runner:
+    """The one loop that owns every process.  It runs in the main thread.
+
+    Other threads hand it a request: `submit` `kill` `feed` `resize` `forget` `stop`.  Everything else is
+    the loop's own.  A job waits as `new` while `parallel` others are not complete.
+    """
+
+    def __init__(self, store, parallel, max_total):
+        self.store, self.parallel, self.max_total = store, parallel, max_total
+        self.stopping, self._stop_by = False, 0.0
+        self._calls = collections.deque()           # (function, arguments): append and popleft are atomic
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_in, selectors.EVENT_READ, (self._woken, None))
+        self._timers, self._timer_count = [], 0     # a heap of [when, count, function, process]
+        self._waiting = collections.deque()         # (job, Script), first come first served
+        self._active = 0                            # processes of jobs that are not complete
+        self._processes = {}                        # by job id
+        self._by_pid = {}
+        self._kept = collections.OrderedDict()      # bytes kept of each job, in order of their last output
+        self._total = 0
+        self._null = os.open(os.devnull, os.O_RDWR)
+        self._environ = {name: value for name, value in os.environb.items()
+                         if name not in (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT")}
+        self._nofile = None                         # the soft limit of descriptors that jobs get
+
+    # Any thread calls these.
+
+    def submit(self, job, script):
+        """Run the job, when its turn comes, from the Script, which is the loop's from here on."""
+        self._call(self._submit, job, script)
+
+    def kill(self, job, signum, grace):
+        """Send `signum` to the job's process group, and SIGKILL `grace` seconds later if that is not None."""
+        self._ask(self._kill, job, signum, grace).result()
+
+    def feed(self, job, data, eof):
+        """Have `data` written to the job's standard input, which is closed after it if `eof`; a Reply."""
+        reply = Reply()
+        self._call(self._feed, job, memoryview(data), eof, reply)
+        return reply
+
+    def resize(self, job, terminal):
+        """Give the job's terminal another size."""
+        self._ask(self._resize, job, terminal).result()
+
+    def forget(self, jobs):
+        """Stop those of the jobs that are not complete, and keep the output of none."""
+        self._call(self._forget, jobs)
+
+    def stop(self):
+        """End all jobs, then the loop; at once, if asked a second time."""
+        self._call(self._stop)
+
+    def _ask(self, function, *args):
+        reply = Reply()
+
+        def answer():
+            try:
+                value = function(*args)
+            except Exception as error:      # whoever asked has it raised
+                reply.give(error=error)
+            else:
+                reply.give(value)
+        self._call(answer)
+        reply.wait(-1)
+        return reply
+
+    def _call(self, function, *args):
+        self._calls.append((function, args))
+        try:
+            self._wake_out.send(b"\0")
+        except BlockingIOError:     # full of wakes: it is awake
+            pass
+
+    # From here on the loop alone.
+
+    def run(self, ends_us):
+        """Run jobs until stopped, or until one of the signals `ends_us` comes.
+
+        The selector sees a signal as a byte on the wakeup descriptor, which Python's handler writes.
+        """
+        signal.set_wakeup_fd(self._wake_out.fileno())
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        for number in ends_us:
+            signal.signal(number, lambda number, frame: self.stop())
+        try:
+            while not self._finished():
+                timeout = self._timers[0][0] - time.monotonic() if self._timers else None
+                for key, _ in self._selector.select(timeout if timeout is None else max(timeout, 0)):
+                    function, process = key.data
+                    function(process, key.fd) if process else function()
+                self._run_timers()
+        finally:
+            for process in self._processes.values():
+                self._signal(process, signal.SIGKILL)
+            signal.set_wakeup_fd(-1)
+
+    def _finished(self):
+        # Not for ever: what sleeps uninterruptibly, or runs as another user, may not end.
+        return self.stopping and not self._calls and (not self._processes or time.monotonic() > self._stop_by)
+
+    def _woken(self):
+        try:
+            numbers = self._wake_in.recv(4096)
+        except BlockingIOError:
+            return
+        if signal.SIGCHLD in numbers:
+            self._reap()
+        while self._calls:
+            function, args = self._calls.popleft()
+            function(*args)
+
+    def _after(self, delay, function, process):
+        """Call function(process) in `delay` seconds; return the timer, which is off when its function is None."""
+        self._timer_count += 1
+        timer = [time.monotonic() + delay, self._timer_count, function, process]
+        heapq.heappush(self._timers, timer)
+        if process:
+            process.timers.append(timer)
+        return timer
+
+    def _run_timers(self):
+        now = time.monotonic()
+        while self._timers and (self._timers[0][0] <= now or not self._timers[0][2]):
+            _, _, function, process = heapq.heappop(self._timers)
+            if function:
+                function(process)
+
+    # Starting.
+
+    def _submit(self, job, script):
+        if self.stopping:
+            self._cancel(job, script)
+            return
+        self._waiting.append((job, script))
+        self._launch()
+
+    def _cancel(self, job, script):
+        script.close()
+        if not job.is_complete():
+            job.complete(CANCELED, 126)
+
+    def _launch(self):
+        """Start those whose turn it is."""
+        while self._waiting and (not self.parallel or self._active < self.parallel):
+            job, script = self._waiting.popleft()
+            if job.is_complete():               # deleted while it waited
+                script.close()
+                continue
+            process = Process(job, script)
+            try:
+                self._spawn(process)
+            except OSError as error:
+                self._not_started(process, error)
+
+    def _spawn(self, process):
+        """Start the job's script as the leader of a session of its own."""
+        job, opened = process.job, []
+        executable, argv = self._command(process)
+        try:
+            ends, mine = self._ends(job.options, opened)
+            child = self._popen(argv, executable, ends, process)
+        except OSError:
+            for fd in opened:
+                os.close(fd)
+            raise
+        for fd in set(opened) - set(mine.values()):
+            os.close(fd)
+        child.returncode = 0        # the loop waits for it, not Popen
+        process.pid, process.terminal = child.pid, mine.get("terminal")
+        self._processes[job.id] = self._by_pid[child.pid] = process
+        self._active += 1
+        process.input = mine.get("input")
+        job.run(child.pid)
+        for name, stream in (("out", OUT), ("err", ERR)):
+            if name in mine:
+                process.pipes[mine[name]] = stream
+                self._selector.register(mine[name], selectors.EVENT_READ, (self._read, process))
+        if job.options.timeout is not None:
+            self._after(job.options.timeout, self._time_out, process)
+
+    def _command(self, process):
+        """Return (executable, argv): [interpreter, argument, script, ...], so that the script itself is not executed.
+
+        It works where the directory is mounted noexec, and it can't meet ETXTBSY: 28 to 81 of 1600 scripts
+        that were written and executed while other threads forked did.
+        """
+        interpreter, argument = parse_shebang(process.job.script)
+        executable = interpreter if b"/" in interpreter else b"./" + interpreter    # no search of PATH
+        argv = [interpreter] + ([argument] if argument is not None else []) + [process.script.path]
+        return executable, argv + list(process.job.options.args)
+
+    def _ends(self, options, opened):
+        """Return (the child's descriptors 0 to 2, ours by name); all that are opened are added to `opened`."""
+        def pipe():
+            pair = os.pipe()
+            opened.extend(pair)
+            return pair
+        if options.tty:
+            import termios, fcntl, struct       # noqa: E401  only terminals need them
+            master, slave = os.openpty()
+            opened.extend((master, slave))
+            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *(options.tty + (0, 0))))
+            mine = {"out": master, "terminal": master, "input": os.dup(master)}
+            opened.append(mine["input"])
+            ends = (slave, slave, slave)
+        else:
+            (out, out_end), (err, err_end) = pipe(), pipe()
+            mine, ends = {"out": out, "err": err}, (self._null, out_end, err_end)
+            if options.stdin:
+                end, mine["input"] = pipe()
+                ends = (end,) + ends[1:]
+        for fd in mine.values():
+            os.set_blocking(fd, False)
+        return ends, mine
+
+    def _popen(self, argv, executable, ends, process):
+        import subprocess
+        options, environ = process.job.options, self._environ
+        if options.env or options.tty:
+            environ = dict(environ)
+            if options.tty:
+                environ.setdefault(b"TERM", b"xterm")
+            environ.update(options.env)
+        if options.tty:
+            # A session leader that opens a terminal gets it as its controlling one (credentials(7)),
+            # so no preexec_fn is needed, which would make Popen fork: 77 to 91 ms with 2 GB held.
+            argv = [b"/bin/sh", b"-c", b'exec "$@" <>"$0" >&0 2>&1', os.fsencode(os.ttyname(ends[0])),
+                    executable] + argv[1:]
+            executable = argv[0]
+        memory = process.script.fd
+        if memory is not None:
+            os.set_inheritable(memory, True)
+        try:
+            # Every other descriptor is close-on-exec (PEP 446; inherited ones from the start of main).
+            child = subprocess.Popen(argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2],
+                                     cwd=options.cwd, env=environ, close_fds=False, start_new_session=True)
+        finally:
+            if memory is not None:
+                os.set_inheritable(memory, False)
+        if self._nofile:
+            self._restore_nofile(child.pid)
+        return child
+
+    def raise_nofile(self):
+        """Allow ourselves as many descriptors as we may have; jobs get the limit that there was."""
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
+        if soft < wanted and hasattr(resource, "prlimit"):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            self._nofile = (soft, hard)
+
+    def _restore_nofile(self, pid):
+        import resource
+        try:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, self._nofile)
+        except OSError:         # it has ended, or is another user's by now
+            pass
+
+    def _not_started(self, process, error):
+        """Complete a job whose script could not be started, with what Go's os/exec would say."""
+        job = process.job
+        hint = explain_shebang(job.script)
+        if hint:
+            self._captured(process, ERR, hint)
+        process.script.close()
+        cwd = job.options.cwd
+        if cwd is not None and error.filename == cwd:
+            what = "chdir " + readable(cwd)
+        else:
+            try:
+                what = "fork/exec " + readable(parse_shebang(job.script)[0])
+            except OSError:
+                what = "fork/exec " + readable(process.script.path)
+        reason = os.strerror(error.errno).lower()
+        self._complete(job, "%s: %s" % (what, reason), 127 if error.errno == errno.ENOENT else 126)
+
+    # Output.
+
+    def _read(self, process, fd):
+        """Read once; return whether there may be more at once."""
+        if fd not in process.pipes:     # closed by another event of the same wake
+            return False
+        if any(reader.awaited and reader.endangered(READ_SIZE) for reader in process.job.output.readers):
+            self._hold_back(process)
+            return False
+        try:
+            data = os.read(fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EIO:        # how a terminal ends
+                raise
+            data = b""
+        if data:
+            self._captured(process, process.pipes[fd], data)
+        else:
+            self._close_pipe(process, fd)
+            self._settle(process)
+        return bool(data)
+
+    def _captured(self, process, stream, data):
+        """Keep what was read, and drop the output that was printed longest ago if that is too much in all."""
+        job = process.job
+        if process.forgotten:
+            return
+        grown = job.capture(stream, data)
+        self._kept[job] = self._kept.get(job, 0) + grown
+        self._kept.move_to_end(job)
+        self._total += grown
+        while self._total > self.max_total:
+            oldest, kept = next(iter(self._kept.items()))
+            count = min(kept, self._total - self.max_total)
+            oldest.shed(count)
+            self._release_output(oldest, count)
+
+    def _release_output(self, job, count):
+        self._total -= count
+        self._kept[job] -= count
+        if not self._kept[job]:
+            del self._kept[job]
+
+    def _close_pipe(self, process, fd):
+        del process.pipes[fd]
+        if not process.paused:
+            self._selector.unregister(fd)
+        os.close(fd)
+        if process.terminal == fd:
+            process.terminal = None
+            self._close_input(process)
+
+    def _hold_back(self, process):
+        """Read no more of a job for a moment: a follower that keeps up would lose what it has not read yet.
+
+        It has to show its PACE, or the job goes on without it; so a slow one costs the job PATIENCE once.
+        """
+        if process.paused:
+            return
+        process.paused = True
+        for fd in process.pipes:
+            self._selector.unregister(fd)
+        places = [(reader, reader.position) for reader in process.job.output.readers
+                  if reader.awaited and reader.endangered(READ_SIZE)]
+        until = time.monotonic() + PATIENCE
+
+        def look(process):
+            late = [(reader, place) for reader, place in places if reader.endangered(READ_SIZE)
+                    and reader in process.job.output.readers]
+            if late and time.monotonic() < until:
+                self._after(0.002, look, process)
+                return
+            for reader, place in late:
+                if reader.position - place < PACE * PATIENCE:
+                    reader.awaited = False
+            process.paused = False
+            for fd in process.pipes:
+                self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
+        look(process)
+
+    # Input.
+
+    def _feed(self, job, data, eof, reply):
+        process = self._processes.get(job.id)
+        if process is None or process.input is None or process.eof:
+            reply.give(error=Conflict("standard input of job %d is closed" % job.id))
+            return
+        if eof and process.terminal is not None:
+            data, eof = memoryview(bytes(data) + b"\x04"), False    # VEOF, termios(3): a terminal stays open
+        process.eof = eof
+        process.feeds.append([data, reply])
+        if len(process.feeds) == 1:
+            self._write(process, process.input)
+
+    def _write(self, process, fd):
+        """Write until the pipe is full; then again when it is not."""
+        if process.input != fd:
+            return
+        while process.feeds:
+            data, reply = process.feeds[0]
+            try:
+                process.feeds[0][0] = data = data[os.write(fd, data):] if data else data
+            except BlockingIOError:
+                if fd not in self._selector.get_map():
+                    self._selector.register(fd, selectors.EVENT_WRITE, (self._write, process))
+                return
+            except OSError:             # EPIPE, or EIO of a terminal: nobody reads it any more
+                self._close_input(process)
+                return
+            if not data:
+                process.feeds.popleft()
+                reply.give()
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+        if process.eof:
+            self._close_input(process)
+
+    def _close_input(self, process):
+        if process.input is None:
+            return
+        if process.input in self._selector.get_map():
+            self._selector.unregister(process.input)
+        os.close(process.input)
+        process.input = None
+        while process.feeds:
+            process.feeds.popleft()[1].give(error=Conflict(
+                "job %d closed its standard input before all was written" % process.job.id))
+
+    def _resize(self, job, terminal):
+        process = self._processes.get(job.id)
+        if process is None or process.terminal is None:
+            raise Conflict("the terminal of job %d is closed" % job.id)
+        import termios, fcntl, struct       # noqa: E401  only terminals need them
+        fcntl.ioctl(process.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *(terminal + (0, 0))))
+
+    # Ending.
+
+    def _reap(self):
+        """Find out who ended: SIGCHLD tells that somebody did.  WNOWAIT leaves the zombie where it is."""
+        while True:
+            info = self._ended(os.P_ALL, 0)
+            process = info and self._by_pid.get(info.si_pid)
+            if not info or process and process.ended:
+                break
+            if process:
+                self._exited(process, info)
+            else:
+                os.waitpid(info.si_pid, 0)      # an orphan that came to us as PID 1, or as a subreaper
+        if info:        # a zombie that is kept stands before the others: each has to be asked
+            for pid, process in list(self._by_pid.items()):
+                info = None if process.ended else self._ended(os.P_PID, pid)
+                if info:
+                    self._exited(process, info)
+
+    @staticmethod
+    def _ended(kind, number):
+        try:
+            return os.waitid(kind, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return None
+
+    def _exited(self, process, info):
+        """The script has exited: take what it has printed, and wait for what its children may still print."""
+        number, job = info.si_status, process.job
+        if info.si_code == os.CLD_EXITED:
+            process.ended = ("exit status %d" % number if number else "", number)
+            hint = explain_shebang(job.script) if number in (126, 127) else b""
+            if hint:
+                self._captured(process, ERR, hint)
+        else:
+            dumped = " (core dumped)" if info.si_code == os.CLD_DUMPED else ""
+            process.ended = ("signal: " + signal_words(number) + dumped, 128 + number)
+        process.script.close()
+        for fd in list(process.pipes):
+            for _ in range(READS_AT_EXIT):
+                if not self._read(process, fd):
+                    break
+        if process.pipes:
+            self._after(HELD_AFTER, self._held, process)
+        self._settle(process)
+
+    def _held(self, process):
+        """Something that the script left in the background holds the output: the job is complete without it."""
+        if process.paused:
+            self._after(HELD_AFTER, self._held, process)
+        elif process.pipes and not process.job.is_complete():
+            self._complete(process.job, *process.ended, held=True)
+            self._active -= 1
+            self._launch()
+
+    def _settle(self, process):
+        """A script that has exited and whose output has ended is complete; whom no signal awaits is reaped."""
+        if not process.ended or process.pipes or self._by_pid.get(process.pid) is not process:
+            return
+        job = process.job
+        if not job.is_complete():
+            self._complete(job, *process.ended)
+            self._active -= 1
+            self._launch()
+        elif job.held:
+            job.release()
+        if not process.killing:
+            self._close_input(process)
+            for timer in process.timers:
+                timer[2:] = None, None
+            os.waitpid(process.pid, 0)
+            del self._processes[job.id], self._by_pid[process.pid]
+
+    def _complete(self, job, text, code, held=False):
+        job.complete(text, code, held)
+        self._forget(self.store.retire(job))
+        if self.store.get(job.id) is None:
+            self._forget([job])
+
+    # Stopping.
+
+    def _signal(self, process, number):
+        """Signal the group; return whether that is permitted.
+
+        No stranger can have its number: the leader lives, or is a zombie that we have not reaped.
+        """
+        try:
+            if self._by_pid.get(process.pid) is process:
+                os.killpg(process.pid, number)
+        except PermissionError:     # all of it runs as another user
+            return False
+        return True
+
+    def _kill(self, job, signum, grace):
+        process = self._processes.get(job.id)
+        if process is None or process.ended and not process.pipes:
+            raise Conflict("job %d %s: there is nothing to signal" % (
+                job.id, "has not started" if job.state == "new" else "is complete"))
+        if not (self._signal(process, signum) if grace is None else self._end(process, grace, signum)):
+            raise Conflict("job %d runs as another user, and we may not signal it" % job.id)
+
+    def _end(self, process, grace=GRACE, signum=signal.SIGTERM):
+        """Signal the group, then SIGCONT so that a stopped one gets it, then SIGKILL after the grace."""
+        permitted = self._signal(process, signum)
+        self._signal(process, signal.SIGCONT)
+        if not process.killing or process.killing[0] > time.monotonic() + grace:
+            if process.killing:
+                process.killing[2] = None
+            process.killing = self._after(grace, self._end_now, process)
+        return permitted
+
+    def _end_now(self, process):
+        self._signal(process, signal.SIGKILL)
+        process.killing = None
+        self._settle(process)
+
+    def _time_out(self, process):
+        if not process.job.is_complete():
+            process.job.time_out()
+            self._end(process)
+
+    def _forget(self, jobs):
+        for job in jobs:
+            process = self._processes.get(job.id)
+            if process:
+                process.forgotten = job.is_complete()
+                if not job.is_complete():
+                    self._end(process)
+            elif job.state == "new":
+                job.complete(CANCELED, 126)
+            if job in self._kept:
+                self._release_output(job, self._kept[job])
+
+    def _stop(self):
+        if self.stopping:
+            for process in list(self._processes.values()):
+                self._end_now(process)
+            return
+        self.stopping = True
+        self._stop_by = time.monotonic() + 2 * GRACE
+        while self._waiting:
+            self._cancel(*self._waiting.popleft())
+        for process in list(self._processes.values()):
+            self._end(process)
+        self._sweep_groups(None)
+
+    def _sweep_groups(self, _):
+        """While stopping: have done with those whose group is no more, and soon with all."""
+        living = living_groups()
+        for process in list(self._processes.values()):
+            if process.ended and (process.pid not in living if living is not None else not process.killing):
+                for fd in list(process.pipes):      # held by what has left the group, by setsid(2)
+                    self._read(process, fd)
+                    if fd in process.pipes:
+                        self._close_pipe(process, fd)
+                self._end_now(process)
+        if self._processes:
+            self._after(0.02, self._sweep_groups, None)
+
+
+# ------------------------------------------------------------------------------------------------ HTTP
+
+REASONS = {
+    200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content",
+    400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 409: "Conflict", 411: "Length Required", 413: "Content Too Large",
+    414: "URI Too Long", 416: "Range Not Satisfiable", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",
+    505: "HTTP Version Not Supported", 507: "Insufficient Storage",
+}
+TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
+# Bytes over 0x7f are let through: curl sends a label as it was typed.
+REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
+HEADER = re.compile(b"(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")     # RFC 9112, 5; no obs-fold
+LENGTH = re.compile(b"[0-9]{1,18}")
+CHUNK_SIZE = re.compile(b"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+
+
+class Request:
+    """A request as a value: what the client asked for.
+
+    `target` is as it came, `path` decoded, `query` not; `headers` are a dict of bytes by lower-case name.
+    `body` is read by whoever wants it; `check` raises ClientGone when the client has hung up.
+    """
+
+    __slots__ = ("method", "target", "path", "query", "version", "headers", "body", "check")
+
+    def __init__(self, method, target, version, headers):
+        self.method, self.target, self.version, self.headers = method, target, version, headers
+        if target.startswith((b"http://", b"https://")):        # absolute-form, RFC 9112, 3.2.2
+            target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
+        path, _, query = target.partition(b"?")
+        if b"%" in path:
+            from urllib.parse import unquote_to_bytes
+            path = unquote_to_bytes(path)
+        self.path, self.query = readable(path), query
+        self.body = self.check = None
+
+    def parameters(self):
+        """Return the (name, value) pairs of the query: names as text, values as bytes."""
+        from urllib.parse import unquote_plus       # parse_qsl parts at ";" too, before 3.6.14 and 3.9.2
+        pairs = [pair.partition("=") for pair in self.query.decode("latin-1").split("&") if pair]
+        return [(readable(unquote_plus(name, "latin-1").encode("latin-1")),
+                 unquote_plus(value, "latin-1").encode("latin-1")) for name, _, value in pairs]
+
+
+class Response:
+    """An answer as a value.
+
+    `body` is bytes, or an iterator of bytes that are sent as they come, where b"" means that the client
+    may be looked after.  `length` is the iterator's length in bytes, if it is known.  `trailers` is
+    called when it has ended, and returns pairs; `after` is called when all has been sent, or could not be.
+    `closes`: the connection is closed after it.
+    """
+
+    __slots__ = ("status", "headers", "body", "length", "trailers", "after", "closes")
+
+    def __init__(self, status, body=b"", content_type=None, headers=(), length=None, trailers=None, after=None):
+        self.status, self.body, self.headers = status, body, list(headers)
+        self.closes = False
+        if content_type:
+            self.headers.append(("Content-Type", content_type))
+        self.length = len(body) if isinstance(body, bytes) else length
+        self.trailers, self.after = trailers, after
+
+    @classmethod
+    def json(cls, status, value, headers=()):
+        """Indented by two spaces and ended by a newline, UTF-8 as it is."""
+        import json
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        return cls(status, text.encode("utf-8", "replace"), "application/json; charset=utf-8", headers)
+
+    @classmethod
+    def of_error(cls, error):
+        value = collections.OrderedDict(error.extra)
+        value["error"], value["message"] = error.error, error.message
+        response = cls.json(error.status, value, error.headers)
+        response.closes = error.closes
+        return response
+
+
+class Wire:
+    """The bytes of a connection that have come: read by deadline, line by line, or as they are.
+
+    Deadlines are times of the monotonic clock.
+    """
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.buffer = bytearray()
+
+    def receive(self, deadline):
+        """Wait for more; return whether the client has sent some, and not closed its side.
+
+        socket.timeout when the deadline has passed, ClientGone when the connection is broken.
+        """
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise socket.timeout()
+        self.connection.settimeout(remaining)
+        try:
+            data = self.connection.recv(READ_SIZE)
+        except socket.timeout:
+            raise
+        except OSError as error:
+            raise ClientGone() from error
+        self.buffer += data
+        return bool(data)
+
+    def line(self, limit, deadline, too_long):
+        """Return the next line without its CRLF; raise `too_long` over `limit` bytes."""
+        seen = 0
+        while True:
+            end = self.buffer.find(b"\n", seen)
+            if max(end, len(self.buffer) if end < 0 else 0) > limit:
+                raise too_long
+            if end > 0 and self.buffer[end - 1] == 13:
+                line = bytes(self.buffer[:end - 1])
+                del self.buffer[:end + 1]
+                return line
+            if end >= 0:
+                raise Malformed("a line has to end with CR LF, and one ended with LF alone")
+            seen = len(self.buffer)
+            if not self.receive(deadline):
+                raise ClientGone()
+
+    def take(self, limit):
+        """Return at most `limit` bytes of what has come."""
+        data = bytes(self.buffer[:limit])
+        del self.buffer[:limit]
+        return data
+
+
+class Body:
+    """The body of a request, decoded; RFC 9112, 6 and 7.
+
+    `length` is in bytes, or None for a chunked one; `stated`: the request said that it has one.
+    The client is told to go on (100) when somebody reads, if it waits for that.
+    """
+
+    def __init__(self, wire, length, stated, go_on):
+        self.wire, self.length, self.stated = wire, length, stated
+        self._go_on = go_on         # called once before the first read, or None
+        self.remaining = length     # bytes of this chunk, or of all
+        self.ended = length == 0
+
+    @property
+    def waits(self):
+        """Does the client hold the body back until it is told to go on?"""
+        return self._go_on is not None
+
+    def read(self):
+        """Return the next bytes, at most SLICE, as soon as there are some; b"" at the end."""
+        if self.ended:
+            return b""
+        if self._go_on:
+            self._go_on()
+            self._go_on = None
+        if self.length is None and not self.remaining:
+            self.remaining = self._chunk_size()
+            if self.remaining == 0:
+                self._skip_trailers()
+                self.ended = True
+                return b""
+        data = self._some()
+        self.remaining -= len(data)
+        if self.remaining == 0:
+            if self.length is not None:
+                self.ended = True
+            elif self._line() != b"":
+                raise Malformed("a chunk was not followed by CR LF")
+        return data
+
+    def _some(self):
+        if not self.wire.buffer and not self.wire.receive(time.monotonic() + BODY_TIMEOUT):
+            raise ClientGone()
+        return self.wire.take(min(self.remaining, SLICE))
+
+    def _line(self):
+        return self.wire.line(MAX_LINE, time.monotonic() + BODY_TIMEOUT, Malformed("a chunk's line is too long"))
+
+    def _chunk_size(self):
+        match = CHUNK_SIZE.fullmatch(self._line())
+        if not match:
+            raise Malformed("a chunk began with no hexadecimal size")
+        return int(match.group(1), 16)
+
+    def _skip_trailers(self):
+        for _ in range(MAX_HEADERS):
+            line = self._line()
+            if not line:
+                return
+            if not HEADER.fullmatch(line):
+                raise Malformed("a trailer is no header")
+        raise HeadTooLarge("over %d trailers" % MAX_HEADERS)
+
+    def read_all(self, limit, what):
+        """Return all of it; TooLarge, before it is read where its length is known, if over `limit` bytes."""
+        too_large = TooLarge("%s may have %d bytes at most" % (what, limit))
+        if (self.length or 0) > limit:
+            raise too_large
+        data = bytearray()
+        while not self.ended:
+            data += self.read()
+            if len(data) > limit:
+                raise too_large
+        return bytes(data)
+
+
+class Connection(socketserver.BaseRequestHandler):
+    """A client's connection, in its own thread: reads requests, has the app answer them, writes the answers.
+
+    `waiting_since` is when it began to wait for a request, on the monotonic clock, or None while one is
+    served: one that waits may be closed to make room.
+    """
+
+    def setup(self):
+        self.connection = self.request      # socketserver's name for the socket
+        self.app = self.server.app
+        self.wire = Wire(self.connection)
+        self.waiting_since = time.monotonic()
+        self.server.connections.add(self)
+
+    def handle(self):
+        try:
+            while self._serve():
+                pass
+        except ClientGone:
+            pass
+
+    def finish(self):
+        self.server.connections.remove(self)
+
+    def _serve(self):
+        """Serve one request; return whether another may follow."""
+        self.waiting_since, request = time.monotonic(), None
+        self.server.connections.now_waits()
+        try:
+            if not self.wire.buffer and not self.wire.receive(time.monotonic() + IDLE_TIMEOUT):
+                return False
+        except socket.timeout:              # idle for too long
+            return False
+        began = time.monotonic()
+        try:
+            request = self._read_head(began + HEAD_TIMEOUT)
+            self.waiting_since = None
+            response = self.app.answer(request)
+        except Exception as error:
+            response = self._response_to(error)
+        keep = request is not None and self._may_keep(request, response)
+        sent = None
+        try:
+            sent = self._send(request, response, keep)
+        finally:
+            self.server.log.access(self.client_address, request, response.status, sent, time.monotonic() - began)
+            if response.after:
+                response.after()
+        return self._skip_body(request.body) if keep else self._linger()
+
+    def _response_to(self, error):
+        """The one place where what was raised becomes an answer."""
+        if isinstance(error, ClientGone):
+            raise error
+        if isinstance(error, socket.timeout):
+            error = RequestTimeout("the request did not come in time")
+        elif not isinstance(error, Error):
+            self.server.handle_error(self.connection, self.client_address)
+            error = Error("a fault of rtot, which its log describes")
+        return Response.of_error(error)
+
+    def _read_head(self, deadline):
+        """Read and parse a request line and headers; leave the body where it is."""
+        too_long = URITooLong("the request line may have %d bytes at most: put data into the body" % MAX_LINE)
+        if not re.match(b"[\r" + TOKEN[1:-1], self.wire.buffer):    # a TLS hello, say, that has no line end
+            raise Malformed("this is no HTTP request; rtot speaks HTTP/1.1 here")
+        line = self.wire.line(MAX_LINE, deadline, too_long)
+        if not line:                        # RFC 9112, 2.2: an empty line before a request is ignored
+            line = self.wire.line(MAX_LINE, deadline, too_long)
+        match = REQUEST_LINE.fullmatch(line)
+        if not match or match.group(1) == b"PRI":
+            raise Malformed("the first line has to be like: GET /jobs HTTP/1.1")
+        method, target, major, minor = match.groups()
+        if major != b"1":
+            raise VersionNotSupported("rtot speaks HTTP/1.1 and HTTP/1.0")
+        headers = self._read_headers(deadline)
+        version = 10 if minor == b"0" else 11
+        if version == 11 and b"host" not in headers:
+            raise Malformed("HTTP/1.1 asks for a Host header")
+        if not target.startswith((b"/", b"http://", b"https://")):
+            raise Malformed("the target has to be a path, like /jobs")
+        request = Request(method.decode("ascii"), target, version, headers)
+        request.body = self._body_of(request)
+        request.check = self._check
+        return request
+
+    def _read_headers(self, deadline):
+        headers, size = {}, 0
+        too_large = HeadTooLarge("the headers may be %d, and have %d bytes at most" % (MAX_HEADERS, MAX_HEAD))
+        for _ in range(MAX_HEADERS + 1):
+            line = self.wire.line(min(MAX_LINE, MAX_HEAD - size), deadline, too_large)
+            size += len(line) + 2
+            if not line:
+                return headers
+            match = HEADER.fullmatch(line)
+            if not match:
+                raise Malformed("a header has to be like: Name: value, without a fold or a control character")
+            name, value = match.group(1).lower(), match.group(2).rstrip(b" \t")
+            if name not in headers:
+                headers[name] = value
+            elif name in (b"host", b"content-length", b"transfer-encoding", b"rtot-secret", b"authorization"):
+                raise Malformed("there may be one %s header" % name.decode("ascii"))
+            else:
+                headers[name] += b", " + value
+        raise too_large
+
+    def _body_of(self, request):
+        """Find out how long the body is: RFC 9112, 6.3, and nothing that another might read differently."""
+        headers = request.headers
+        length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
+        if coding is not None:
+            if length is not None:
+                raise Malformed("Content-Length and Transfer-Encoding exclude each other")
+            if request.version == 10:
+                raise Malformed("HTTP/1.0 has no Transfer-Encoding")
+            if coding.lower() != b"chunked":
+                raise NotImplementedHere("the one transfer coding that rtot reads is chunked")
+        elif length is not None and not LENGTH.fullmatch(length):
+            raise Malformed("Content-Length has to be a decimal number of bytes")
+        size = int(length or 0) if coding is None else None
+        expects = headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
+        return Body(self.wire, size, length is not None or coding is not None,
+                    self._go_on if expects else None)
+
+    def _go_on(self):
+        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _may_keep(self, request, response):
+        """May another request follow?  Not where the end of this answer is told by closing."""
+        options = [option.strip() for option in request.headers.get(b"connection", b"").lower().split(b",")]
+        if request.version == 10 and (b"keep-alive" not in options or response.length is None):
+            return False
+        body = request.body         # a large one that nobody read is not worth the connection
+        unread = not body.ended and (body.waits or body.length is None or body.remaining > SLICE)
+        return not (unread or response.closes or b"close" in options or self.app.is_stopping())
+
+    def _skip_body(self, body):
+        """Throw away what nobody read; return True: another request may follow."""
+        try:
+            while not body.ended:
+                body.read()
+        except (Error, socket.timeout):
+            raise ClientGone() from None
+        return True
+
+    def _check(self):
+        """Raise ClientGone if the client has closed its side."""
+        self.connection.settimeout(0)
+        try:
+            if self.connection.recv(1, socket.MSG_PEEK) == b"":
+                raise ClientGone()
+        except BlockingIOError:
+            pass
+        except OSError:
+            raise ClientGone() from None
+
+    def _write(self, data):
+        try:
+            self.connection.settimeout(SEND_TIMEOUT)
+            self.connection.sendall(data)
+        except OSError as error:
+            raise ClientGone() from error
+
+    def _head(self, request, response, keep, chunked):
+        lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
+        headers = response.headers + [
+            ("Rtot-Version", __version__),
+            ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
+            ("Cache-Control", "no-store"),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+        if chunked:
+            headers.append(("Transfer-Encoding", "chunked"))
+        elif response.length is not None and response.status != 204:
+            headers.append(("Content-Length", str(response.length)))
+        if not keep:
+            headers.append(("Connection", "close"))
+        elif request.version == 10:
+            headers.append(("Connection", "keep-alive"))
+        for name, value in headers:
+            if "\r" in value or "\n" in value:
+                raise ValueError("a header that goes out has a line end: %s" % name)
+            lines.append("%s: %s" % (name, value))
+        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+    def _send(self, request, response, keep):
+        """Write the answer; return how many bytes of body were sent."""
+        chunked = response.length is None and request.version == 11
+        head = self._head(request, response, keep, chunked)
+        if request is not None and request.method == "HEAD":
+            self._write(head)
+            return 0
+        if isinstance(response.body, bytes):
+            self._write(head + response.body)       # in one send: with two, Nagle cost 44 ms an answer
+            return len(response.body)
+        self._write(head)
+        sent = 0
+        for data in response.body:
+            if not data:
+                self._check()
+                continue
+            self._write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+            sent += len(data)
+        if chunked:
+            trailers = response.trailers() if response.trailers else ()
+            lines = ["%s: %s\r\n" % pair for pair in trailers]
+            self._write(("0\r\n" + "".join(lines) + "\r\n").encode("latin-1"))
+        return sent
+
+    def _linger(self):
+        """Close so that the client gets the answer: a reset on unread data could overtake it (RFC 9112, 9.6).
+
+        Return False: no request follows.
+        """
+        deadline, remaining = time.monotonic() + LINGER, LINGER_BYTES
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            while remaining > 0 and self.wire.receive(deadline):
+                remaining -= len(self.wire.buffer)
+                self.wire.buffer.clear()
+        except OSError:             # it did not wait for us, or does not close
+            pass
+        return False
+
+
+class Connections:
+    """The open connections.  `lock` guards the set."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.lock = threading.Lock()
+        self.quiet = threading.Condition(self.lock)     # notified when one closes, or has been answered
+        self._open = set()
+
+    def add(self, connection):
+        with self.lock:
+            self._open.add(connection)
+
+    def remove(self, connection):
+        with self.lock:
+            self._open.discard(connection)
+            self.quiet.notify_all()
+
+    def now_waits(self):
+        with self.lock:
+            self.quiet.notify_all()
+
+    def make_room(self):
+        """Return whether one more may come in: if it is full, the one that has waited longest is closed."""
+        with self.lock:
+            if len(self._open) < self.limit:
+                return True
+            waiting = [(since, id(one), one) for one in self._open for since in (one.waiting_since,)
+                       if since is not None]
+            if not waiting:
+                return False
+            victim = min(waiting)[2]
+            self._open.discard(victim)
+        try:
+            victim.connection.shutdown(socket.SHUT_RDWR)
+        except OSError:         # it has just closed
+            pass
+        return True
+
+    def drain(self, seconds):
+        """Wait until no request is being served, at most so long."""
+        with self.lock:
+            self.quiet.wait_for(lambda: all(one.waiting_since is not None for one in self._open), seconds)
+
+
+def show_address(address):
+    host, port = address
+    return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
+
+
+class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Accepts connections in its own thread and gives each a thread of its own."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = BACKLOG
+
+    def __init__(self, address, app, log, max_connections):
+        self.app, self.log = app, log
+        self.connections = Connections(max_connections)
+        host, port = address
+        if host == "" and not socket.has_ipv6:
+            host = "0.0.0.0"
+        try:
+            self._bind(host or "::", port)
+        except OSError as error:
+            if host or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            self._bind("0.0.0.0", port)     # a host without IPv6
+
+    def _bind(self, host, port):
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        self.address_family = family
+        super().__init__(address, Connection)
+
+    def server_bind(self):
+        if self.address_family == socket.AF_INET6:      # "::" means IPv4 too
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+    @property
+    def url(self):
+        return "http://%s/" % show_address(self.server_address[:2])
+
+    def get_request(self):
+        try:
+            connection, address = super().get_request()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                time.sleep(0.1)             # what waits stays readable, so the loop would spin
+            raise
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection, address
+
+    def verify_request(self, request, client_address):
+        if self.connections.make_room():
+            return True
+        request.settimeout(0)
+        try:
+            answer = Response.of_error(Unavailable("all %d connections are in use" % self.connections.limit))
+            request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
+                         b"Retry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+                         % (len(answer.body), answer.body))
+        except OSError:
+            pass
+        return False
+
+    def handle_error(self, request, client_address):
+        """Called by socketserver for what nobody foresaw: say it, and go on."""
+        import traceback
+        self.log.event("error: " + traceback.format_exc())
+
+
+# -------------------------------------------------------------------------------------- router and app
+
+class Parameters:
+    """The query of a request, checked: a parameter that the route does not know, or twice, is a BadRequest."""
+
+    REPEATABLE = ("arg", "env")
+
+    def __init__(self, pairs, known):
+        self._values = {}
+        for name, value in pairs:
+            if name not in known:
+                raise BadRequest("there is no parameter %r here; %s" % (
+                    name, "there are: " + " ".join(known) if known else "none is taken"))
+            if name in self._values and name not in self.REPEATABLE:
+                raise BadRequest("%s may be given once" % name)
+            if b"\0" in value:
+                raise BadRequest("%s has a NUL byte, which no argument can have" % name)
+            self._values.setdefault(name, []).append(value)
+
+    def __contains__(self, name):
+        return name in self._values
+
+    def all(self, name):
+        """Return the values of one that may be repeated, as bytes."""
+        return self._values.get(name, [])
+
+    def bytes(self, name):
+        """Return the value, or None."""
+        return self._values[name][0] if name in self._values else None
+
+    def text(self, name):
+        value = self.bytes(name)
+        return None if value is None else readable(value)
+
+    def flag(self, name):
+        """A flag alone, =1 and =true mean the same."""
+        value = self.text(name)
+        if value not in (None, "", "1", "true", "0", "false"):
+            raise BadRequest("%s is a flag: alone, =1 or =true, not %r" % (name, value))
+        return value in ("", "1", "true")
+
+    def seconds(self, name, alone=None):
+        """Return the seconds, or None where there is no such parameter; `alone` is what it means without a value."""
+        value = self.text(name)
+        if value is None or (alone is not None and value in ("", "true")):
+            return None if value is None else alone
+        if not re.fullmatch(r"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", value, re.ASCII):
+            raise BadRequest("%s is a number of seconds, like 5 or 0.5, not %r" % (name, value))
+        return float(value)
+
+    def number(self, name, least, most):
+        """Return the whole number, or None."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not re.fullmatch("[0-9]{1,9}", value, re.ASCII) or not least <= int(value) <= most:
+            raise BadRequest("%s is a whole number from %d to %d, not %r" % (name, least, most, value))
+        return int(value)
+
+    def fields(self):
+        """Return the names of the fields of a job to show."""
+        value = self.text("fields")
+        if value is None:
+            return DEFAULT_FIELDS
+        names = [name for name in value.split(",") if name]
+        if names == ["all"]:
+            return frozenset(VIEW)
+        for name in names:
+            if name not in VIEW:
+                raise BadRequest("there is no field %r; there are: %s, and all" % (name, " ".join(VIEW)))
+        return ALWAYS.union(names)
+
+    def state(self):
+        value = self.text("state")
+        if value is not None and value not in STATES:
+            raise BadRequest("there is no state %r; there are: %s" % (value, " ".join(STATES)))
+        return value
+
+    def signal(self):
+        """Return the number of the signal INT, SIGINT or 2, or None."""
+        value = self.text("signal")
+        if value is None:
+            return None
+        if re.fullmatch("[0-9]{1,2}", value, re.ASCII) and 0 < int(value) < signal.NSIG:
+            return int(value)
+        name = value.upper()
+        name = name if name.startswith("SIG") else "SIG" + name
+        if name not in signal.Signals.__members__:
+            raise BadRequest("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers "
+                             "from 1 to %d" % (value, signal.NSIG - 1))
+        return int(signal.Signals[name])
+
+    def terminal(self):
+        """Return the Terminal of rows and cols, 24 and 80 by default."""
+        return Terminal(self.number("rows", 1, 65535) or 24, self.number("cols", 1, 65535) or 80)
+
+    def options(self):
+        """Return the Options of a new job."""
+        if not self._values:
+            return PLAIN
+        env = [value.partition(b"=") for value in self.all("env")]
+        for name, equals, _ in env:
+            if not name or not equals:
+                raise BadRequest("env is like NAME=VALUE, not %r" % readable(name + equals))
+        timeout = self.seconds("timeout")
+        if timeout == 0:
+            raise BadRequest("timeout is a number of seconds over 0")
+        cwd = self.bytes("cwd")
+        if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
+            raise BadRequest("cwd %r is no directory that can be entered" % readable(cwd))
+        tty = self.flag("tty")
+        for name in ("rows", "cols"):
+            if name in self and not tty:
+                raise BadRequest("%s is for a job with a terminal: give tty too" % name)
+        return Options(args=tuple(self.all("arg")), env=tuple((name, value) for name, _, value in env), cwd=cwd,
+                       timeout=timeout, label=self.text("label") or "", stdin=self.flag("stdin"),
+                       tty=self.terminal() if tty else None)
+
+
+Route = collections.namedtuple("Route", "method path handler parameters")
+
+
+class Router:
+    """Finds a route by path and method.  {id} in a path stands for the number of a job."""
+
+    def __init__(self, routes):
+        self._by_path = {}
+        for route in routes:
+            self._by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route
+
+    def find(self, method, path):
+        """Return (route, number as text or None); NotFound or MethodNotAllowed."""
+        parts = path.split("/")
+        if len(parts) > 2 and not parts[-1]:
+            parts.pop()             # /jobs/ is /jobs
+        number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
+        if number is not None:
+            parts[2] = "{id}"
+        methods = self._by_path.get(tuple(parts))
+        if methods is None:
+            raise NotFound("there is nothing at %s; GET / lists what there is" % path)
+        route = methods.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allowed = sorted(methods) + (["HEAD"] if "GET" in methods else [])
+            raise MethodNotAllowed("%s takes %s" % (path, ", ".join(allowed)), headers=[("Allow", ", ".join(allowed))])
+        return route, number
+
+
+TEXT = "text/plain; charset=utf-8"
+FOREVER = float("inf")
+LIVE_END = 2 ** 53 - 1          # the last byte of a body that still grows: RFC 8673, 2.2
+
+
+class App:
+    """What rtot answers.  Handlers take a Request and its Parameters, give a Response, and touch no socket."""
+
+    def __init__(self, secret, store, runner, workspace, max_script, max_output, shell=DEFAULT_SHELL):
+        self.secret = secret                # bytes
+        self.store, self.runner, self.workspace = store, runner, workspace
+        self.max_script, self.max_output = max_script, max_output       # bytes
+        self.shell = shell
+        self.router = Router(ROUTES)
+        self.began = time.monotonic()
+
+    def answer(self, request):
+        """Return the Response to a request; an Error if it can't be served."""
+        if request.path != "/ping" or request.method not in ("GET", "HEAD"):
+            self._authorize(request)
+        route, number = self.router.find(request.method, request.path)
+        arguments = [] if number is None else [self._job(number)]
+        known = route.parameters.split()
+        parameters = Parameters(request.parameters() if request.query else (), known)
+        return route.handler(self, request, parameters, *arguments)
+
+    def is_stopping(self):
+        return self.runner.stopping
+
+    def _authorize(self, request):
+        import hmac
+        given = request.headers.get(b"rtot-secret")
+        if given is None:
+            scheme, _, value = request.headers.get(b"authorization", b"").partition(b" ")
+            given = value.strip() if scheme.lower() in (b"rtot", b"bearer") else b""
+        if not hmac.compare_digest(given, self.secret):
+            raise NotAuthorized("send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
+                                headers=[("WWW-Authenticate", 'Bearer realm="rtot"')])
+
+    def _job(self, text):
+        """Return the job of that number."""
+        if not re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
+            raise BadRequest('what is "%s"?' % text, error="invalid job number")
+        job = self.store.get(int(text))
+        if job is None:
+            raise NotFound("there is no job %s, or no longer" % text, error="no such job", extra={"jobs": []})
+        return job
+
+    def _show(self, status, jobs, parameters, headers=()):
+        fields = parameters.fields()
+        return Response.json(status, {"jobs": [job.view(fields) for job in jobs]}, headers)
+
+    # The server.
+
+    def ping(self, request, parameters):
+        return Response.json(200, collections.OrderedDict([("message", "still here"), ("uptime", self._uptime())]))
+
+    def _uptime(self):
+        return go_duration(round(time.monotonic() - self.began, 3))
+
+    def root(self, request, parameters):
+        import pwd
+        try:
+            user = pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            user = str(os.geteuid())
+        links = collections.OrderedDict()
+        for route in ROUTES:
+            name = route.path.strip("/").replace("/{id}", ".byID").replace("/", ".")
+            query = "{?%s}" % route.parameters.replace(" ", ",") if route.parameters else ""
+            if name:
+                links.setdefault(name, route.path.replace("{id}", "{jobs.id}") + query)
+        counts = collections.Counter(job.state for job in self.store.select())
+        return Response.json(200, collections.OrderedDict([
+            ("links", links),
+            ("version", __version__),
+            ("host", socket.gethostname()),
+            ("user", user),
+            ("python", "%d.%d.%d" % sys.version_info[:3]),
+            ("uptime", self._uptime()),
+            ("jobs", collections.OrderedDict((state, counts[state]) for state in STATES)),
+        ]))
+
+    def die(self, request, parameters):
+        return Response(204, after=self.runner.stop)
+
+    # Jobs.
+
+    def create(self, request, parameters):
+        options, fields = parameters.options(), parameters.fields()
+        wait, follow = parameters.seconds("wait", alone=FOREVER), parameters.flag("follow")
+        if follow and wait is not None:
+            raise BadRequest("wait answers when the job is complete, follow as it goes: give one of them")
+        if not request.body.stated:
+            raise LengthRequired("POST the script as the body, as by curl --data-binary @file")
+        script = request.body.read_all(self.max_script, "a script")
+        if not script:
+            raise BadRequest("the script is empty: POST it as the body, as by curl --data-binary @file")
+        if not script.startswith(b"#!"):
+            script = b"#!" + self.shell + b"\n" + script
+        if self.is_stopping():
+            raise Unavailable("the server is about to exit")
+        file = self.workspace.write(script)
+        job = Job(script, options, self.max_output)
+        try:
+            self.store.add(job)
+        except Error:
+            file.close()
+            raise
+        created = [job.view(fields)]
+        self.runner.submit(job, file)
+        headers = [("Location", job.href)]
+        if follow:
+            return self._followed(201, job, Reader(job.output, None, [0, 0]), request, headers)
+        if wait is None:
+            return Response.json(201, {"jobs": created}, headers)
+        return self._show(201 if self._wait(job, wait, request) else 202, [job], parameters, headers)
+
+    def list(self, request, parameters):
+        return self._show(200, self.store.select(parameters.state(), parameters.text("label")), parameters)
+
+    def delete_all(self, request, parameters):
+        jobs = self.store.select(parameters.state(), parameters.text("label"))
+        self.runner.forget([job for job in jobs if self.store.remove(job.id)])
+        return Response(204)
+
+    def get(self, request, parameters, job):
+        complete = self._wait(job, parameters.seconds("wait", alone=FOREVER) or 0, request)
+        return self._show(200 if complete else 202, [job], parameters, [("Location", job.href)])
+
+    def delete(self, request, parameters, job):
+        self.store.remove(job.id)
+        self.runner.forget([job])
+        return Response(204)
+
+    def script(self, request, parameters, job):
+        return Response(200, job.script, TEXT)
+
+    def exit(self, request, parameters, job):
+        if not self._wait(job, parameters.seconds("wait", alone=FOREVER) or 0, request):
+            return Response(202)
+        return Response(200, b"%d\n" % job.exit_code, TEXT)
+
+    def _wait(self, job, seconds, request):
+        """Wait until the job is complete or the seconds have passed; return whether it is."""
+        return self._wait_until(job.is_complete, job, seconds, request)
+
+    def _wait_until(self, condition, job, seconds, request):
+        until = time.monotonic() + seconds
+        while not job.wait(condition, min(TICK, until - time.monotonic())):
+            if time.monotonic() >= until:
+                return False
+            request.check()
+        return True
+
+    # Output.
+
+    def out(self, request, parameters, job):
+        return self._output(request, parameters, job, OUT)
+
+    def err(self, request, parameters, job):
+        return self._output(request, parameters, job, ERR)
+
+    def log(self, request, parameters, job):
+        return self._output(request, parameters, job, None)
+
+    def _output(self, request, parameters, job, which):
+        """Answer with what the job has printed: all, from the place that Range names, or the last lines."""
+        follow, tail = parameters.flag("follow"), parameters.number("tail", 0, 10 ** 9 - 1)
+        span = self._span(request, follow) if which is not None else None
+        if span and tail is not None:
+            raise BadRequest("Range and tail both say where to begin: give one of them")
+        output = job.output
+        with job.lock:
+            reader = Reader(output, which, [stream.start for stream in output.streams])
+            if tail is not None:
+                reader.at = output.tail(tail, which)
+            headers = [("Rtot-Dropped", str(reader.source.start))]
+            end = reader.source.end
+            if span:
+                end = self._place(reader, span, follow, headers, job.is_complete())
+        status = 206 if span else 200
+        if follow:
+            return self._followed(status, job, reader, request, headers)
+        length = end - reader.position
+        if length <= SLICE:
+            with job.lock:
+                return Response(status, self._read(reader, length), TEXT, headers)
+        return Response(status, self._slices(job, reader, length), TEXT, headers, length=length)
+
+    @staticmethod
+    def _span(request, follow):
+        """Return (first, last or None) of a Range: bytes=N-, N-M or -N; None if there is none to heed.
+
+        RFC 9110, 14.2: what is not understood, as several ranges, is as if it were not there; and If-Range
+        asks for a validator, which these bodies have not.
+        """
+        match = re.fullmatch(b"bytes=([0-9]{0,18})-([0-9]{0,18})", request.headers.get(b"range", b""))
+        if not match or b"if-range" in request.headers or match.group(0) == b"bytes=-":
+            return None
+        first, last = (int(part) if part else None for part in match.groups())
+        if follow and (first is None or last is not None):
+            raise BadRequest("with follow, Range is like bytes=N-")
+        if first is not None and last is not None and last < first:
+            return None
+        return first, last
+
+    @staticmethod
+    def _place(reader, span, follow, headers, complete):
+        """Set the reader to where the span begins, note that in the headers, return where it ends."""
+        source, (first, last) = reader.source, span
+        end = source.end if last is None or first is None else min(last + 1, source.end)
+        if first is None:
+            first = max(0, source.end - last)
+        if first > source.end or not follow and first == source.end:
+            raise RangeNotSatisfiable("there are %d bytes" % source.end,
+                                      headers=[("Content-Range", "bytes */%d" % source.end)])
+        first = max(first, source.start)        # what was dropped can't be had: Content-Range tells
+        end = max(first, end)
+        reader.at[reader.which] = first
+        headers.append(("Content-Range", "bytes %d-%d/%s" % (
+            first, LIVE_END if follow else end - 1, source.end if complete and not follow else "*")))
+        return end
+
+    @staticmethod
+    def _read(reader, length):
+        """Return exactly `length` bytes; call it with the job's lock."""
+        parts = []
+        while length:
+            parts.append(reader.read(length))
+            length -= len(parts[-1])
+        return b"".join(parts)
+
+    @staticmethod
+    def _slices(job, reader, length):
+        """Yield `length` bytes, a slice at a time, so that a slow client holds nothing more."""
+        while length:
+            with job.lock:
+                data = reader.read(min(length, SLICE))
+            if reader.lost:
+                raise ClientGone()      # dropped meanwhile: what was announced can't be sent any more
+            length -= len(data)
+            yield data
+
+    def _followed(self, status, job, reader, request, headers):
+        def trailers():
+            return [("Rtot-Exit", str(job.exit_code)), ("Rtot-Dropped", str(reader.lost))]
+        headers = headers + [("X-Accel-Buffering", "no"), ("Trailer", "Rtot-Exit, Rtot-Dropped")]
+        return Response(status, self._follow(job, reader), TEXT, headers, trailers=trailers)
+
+    @staticmethod
+    def _follow(job, reader):
+        """Yield what the job prints as it comes, until it is complete; b"" now and then when it is quiet."""
+        def more():
+            return reader.read(SLICE)
+        readers = job.output.readers
+        with job.lock:
+            readers.append(reader)
+        try:
+            while True:
+                data = job.wait(more, TICK)
+                if not data and job.is_complete():
+                    data = job.wait(more, 0)        # what came between the two
+                    if not data:
+                        return
+                yield data
+        finally:
+            with job.lock:
+                readers.remove(reader)
+
+    # Talking to a job.
+
+    def stdin(self, request, parameters, job):
+        if not (job.options.stdin or job.options.tty):
+            raise Conflict("job %d has no standard input: POST /jobs?stdin opens one" % job.id)
+        eof = parameters.flag("eof")
+        self._wait_until(lambda: job.state != "new", job, FOREVER, request)
+        while True:
+            data = request.body.read()
+            ended = request.body.ended
+            if data or eof and ended:
+                reply = self.runner.feed(job, data, eof and ended)
+                while not reply.wait(TICK):
+                    request.check()
+                reply.result()
+            if ended:
+                return Response(204)
+
+    def kill(self, request, parameters, job):
+        signum, grace = parameters.signal(), parameters.seconds("grace")
+        if signum is None:
+            signum, grace = signal.SIGTERM, GRACE if grace is None else grace
+        self.runner.kill(job, signum, grace)
+        return Response(204)
+
+    def resize(self, request, parameters, job):
+        if "rows" not in parameters or "cols" not in parameters:
+            raise BadRequest("give both, as ?rows=24&cols=80")
+        terminal = parameters.terminal()
+        if not job.options.tty:
+            raise Conflict("job %d has no terminal: POST /jobs?tty gives one" % job.id)
+        self.runner.resize(job, terminal)
+        return Response(204)
+
+
+ROUTES = (
+    Route("GET", "/", App.root, ""),
+    Route("DELETE", "/", App.die, ""),
+    Route("GET", "/ping", App.ping, ""),
+    Route("GET", "/jobs", App.list, "state label fields"),
+    Route("POST", "/jobs", App.create, "arg env cwd timeout label stdin tty rows cols wait follow fields"),
+    Route("DELETE", "/jobs", App.delete_all, "state label"),
+    Route("GET", "/jobs/{id}", App.get, "fields wait"),
+    Route("DELETE", "/jobs/{id}", App.delete, ""),
+    Route("GET", "/jobs/{id}/out", App.out, "follow tail"),
+    Route("GET", "/jobs/{id}/err", App.err, "follow tail"),
+    Route("GET", "/jobs/{id}/log", App.log, "follow tail"),
+    Route("GET", "/jobs/{id}/script", App.script, ""),
+    Route("GET", "/jobs/{id}/exit", App.exit, "wait"),
+    Route("POST", "/jobs/{id}/stdin", App.stdin, "eof"),
+    Route("POST", "/jobs/{id}/kill", App.kill, "signal grace"),
+    Route("POST", "/jobs/{id}/resize", App.resize, "rows cols"),
+)
+
+
+# ---------------------------------------------------------------------------------------- command line
+
+DESCRIPTION = """\
+Run this over there: POST a script over HTTP, and it runs here as an
+asynchronous job; ask, and rtot tells what it has printed and how it ended."""
+
+EPILOG = """\
+try it:
+  curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' http://localhost:8457/jobs
+  curl -H 'Rtot-Secret: secret' http://localhost:8457/jobs/0
+
+environment: RTOT_ADDR, RTOT_SECRET and RTOT_LOG_FORMAT stand for -a, -s and -f.
+sizes take K, M or G. stop it by ^C, SIGTERM, or curl -X DELETE http://localhost:8457/"""
+
+
+class Log:
+    """Lines on standard error: events, and a line for each request; as text or as JSON.
+
+    Neither the secret nor a query string is ever in it, and control bytes are escaped.  Lines are
+    written by write(2), since a daemon thread that holds the lock of sys.stderr breaks the exit.
+    """
+
+    def __init__(self, form):
+        self.form = form
+
+    def event(self, text):
+        if self.form == "json":
+            self._write_json([("event", text)])
+        else:
+            self._write("rtot: " + text)
+
+    def access(self, address, request, status, size, seconds):
+        """Note a request; `size` is the bytes of body sent, or None if the client was gone before the end."""
+        client = address[0] if address else "unix"
+        method, path = (request.method, request.path) if request else ("-", "-")
+        if self.form == "json":
+            self._write_json([("client", client), ("method", method), ("path", path), ("status", status),
+                              ("bytes", size), ("seconds", round(seconds, 6))])
+            return
+        self._write("%s %s %s %s %d %s %s" % (
+            self._now(), client, method, path.encode("unicode_escape").decode("ascii").replace(" ", "\\x20"), status,
+            "-" if size is None else size, go_duration(round(seconds, 6))))
+
+    @staticmethod
+    def _now():
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+    def _write_json(self, pairs):
+        import json
+        self._write(json.dumps(collections.OrderedDict([("time", self._now())] + pairs)))
+
+    @staticmethod
+    def _write(line):
+        try:
+            os.write(2, (line + "\n").encode("utf-8", "replace"))
+        except OSError:         # whoever read it is gone: no reason to stop
+            pass
+
+
+def parse_size(text):
+    """Return the bytes of 4096, 64K, 16M or 1G."""
+    match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
+    if not match or not int(match.group(1)):
+        raise ValueError(text)
+    return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()]
+
+
+def parse_count(text):
+    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
+        raise ValueError(text)
+    return int(text)
+
+
+def parse_address(text):
+    """Return (host, port) of :8457, host:8457 or [::1]:8457; the host "" is all addresses."""
+    match = re.fullmatch(r"(\[[^][]+\]|[^:]*):([0-9]{1,5})", text, re.ASCII)
+    if not match or int(match.group(2)) > 65535:
+        raise ValueError(text)
+    return match.group(1).strip("[]"), int(match.group(2))
+
+
+parse_size.__name__, parse_count.__name__, parse_address.__name__ = "size", "count", "address"    # for argparse
+
+
+def quarter_of_memory():
+    """Return a quarter, in bytes, of what this host or container may use."""
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path) as file:
+                sizes.append(int(file.read()))
+        except (OSError, ValueError):       # another version of cgroups(7), or "max"
+            pass
+    return min(sizes) // 4
+
+
+def parser():
+    import argparse
+    environ = os.environ.get
+    result = argparse.ArgumentParser("rtot", description=DESCRIPTION, epilog=EPILOG,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = result.add_argument
+    add("-a", "--addr", type=parse_address, metavar="ADDR", default=environ("RTOT_ADDR", ":8457"),
+        help="where to listen: :8457 (all addresses), host:8457, [::1]:8457; port 0 picks one (default: :8457)")
+    add("-s", "--secret", metavar="SECRET", help="what every request has to bring; one is made if none is given")
+    add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE")
+    add("-f", "--log-format", choices=("text", "json"), default=environ("RTOT_LOG_FORMAT", "text"),
+        help="of the log on standard error (default: text)")
+    add("-j", "--parallel", type=parse_count, metavar="N", default=0,
+        help="run so many jobs at a time, the rest wait as new (default: 0, all)")
+    add("--max-output", type=parse_size, metavar="SIZE", default=64 * MIB,
+        help="keep so much output of a job, the oldest is dropped (default: 64M)")
+    add("--max-total", type=parse_size, metavar="SIZE", default=None,
+        help="keep so much output of all jobs together (default: a quarter of the memory)")
+    add("--max-script", type=parse_size, metavar="SIZE", default=16 * MIB, help="of a script (default: 16M)")
+    add("--keep", type=parse_count, metavar="N", default=0,
+        help="keep so many complete jobs, the oldest are forgotten (default: 0, all)")
+    add("--max-connections", type=parse_count, metavar="N", default=1000,
+        help="serve so many at a time (default: 1000)")
+    add("-v", "--version", action="version", version="rtot " + __version__)
+    return result
+
+
+def read_secret(args):
+    """Return the secret as bytes, or None if none was given; ValueError says what is wrong with it."""
+    if args.secret is not None and args.secret_file is not None:
+        raise ValueError("give --secret or --secret-file, not both")
+    secret = args.secret if args.secret is not None else os.environ.get("RTOT_SECRET")
+    secret = None if secret is None else os.fsencode(secret)
+    if args.secret_file is not None:
+        try:
+            with open(args.secret_file, "rb") as file:
+                secret = file.readline()
+        except OSError as error:
+            raise ValueError("cannot read the secret from %s: %s" % (args.secret_file, error.strerror)) from None
+    if secret is None:
+        return None
+    secret = secret.strip(b" \t\r\n")       # the blanks around a header's value are not part of it
+    if not secret:
+        raise ValueError("the secret is empty: leave it out, and one is made")
+    if re.search(b"[\\x00-\\x1f\\x7f]", secret):
+        raise ValueError("the secret has a control character, which no header can have")
+    return secret
+
+
+def prepare_process():
+    """Make what jobs will inherit from us what it is for a fresh shell."""
+    fd = 0
+    while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
+        fd = os.open(os.devnull, os.O_RDWR)
+    os.close(fd)
+    for name in os.listdir("/dev/fd"):
+        try:
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
+        except OSError:                             # the one that listed them
+            pass
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # What is ignored stays so in a child, what has a handler does not (execve(2)): so that nohup, or a
+    # shell's &, does not make jobs deaf.  Popen itself restores what Python ignores (SIGPIPE, SIGXFSZ).
+    for number in range(1, signal.NSIG):
+        if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
+
+
+def serve(server, runner, workspace, ends_us):
+    """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
+    threading.stack_size(512 * 1024)        # bytes; a thousand connections with 8 MB each are too many for some
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
+    try:
+        runner.raise_nofile()
+        workspace.sweep()
+        runner.run(ends_us)
+        server.connections.drain(DRAIN)
+    finally:
+        server.server_close()
+        workspace.remove()
+
+
+def main(argv=None):
+    """Serve until stopped; return the exit status."""
+    options = parser()
+    args = options.parse_args(argv)
+    try:
+        secret = read_secret(args)
+    except ValueError as error:
+        options.error(str(error))
+    ends_us = [number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+               if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN]
+    prepare_process()
+    log, workspace = Log(args.log_format), Workspace()
+    total = args.max_total or quarter_of_memory()
+    store = JobStore(args.keep, total)
+    runner = Runner(store, args.parallel, total)
+    shell = DEFAULT_SHELL if os.access(DEFAULT_SHELL, os.X_OK) else b"/bin/sh"
+    made = None if secret else os.urandom(16).hex()
+    app = App(secret or made.encode("ascii"), store, runner, workspace, args.max_script, args.max_output, shell)
+    try:
+        server = Server(args.addr, app, log, args.max_connections)
+    except OSError as error:
+        log.event("cannot listen on %s: %s" % (show_address(args.addr), error.strerror or error))
+        return 1
+    if made:
+        log.event("no secret was given, so this one was made: " + made)
+    if shell != DEFAULT_SHELL:
+        log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
+    log.event("version %s listens on %s" % (__version__, server.url))
+    serve(server, runner, workspace, ends_us)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""What the tests share: a real server in a process of its own, and clients that speak to it."""
+import contextlib
+import glob
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+SOURCE = os.path.join(ROOT, "rtot.py")
+SECRET = "swordfish"
+LIMIT = 60.0            # s, for what takes milliseconds on an idle machine: a test fails, it does not hang
+LINUX = sys.platform.startswith("linux")
+
+
+def wait_until(condition, what="the condition", limit=LIMIT):
+    """Return the first true result of condition(); fail after `limit` seconds."""
+    deadline = time.monotonic() + limit
+    while True:
+        result = condition()
+        if result:
+            return result
+        if time.monotonic() > deadline:
+            raise AssertionError("%s did not come true within %d s" % (what, limit))
+        time.sleep(0.005)
+
+
+def is_alive(pid):
+    """Does the process live?  A zombie does not."""
+    try:
+        with open("/proc/%d/stat" % pid) as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def need(*tools):
+    """Skip a test where one of the tools is missing."""
+    missing = [tool for tool in tools if not shutil.which(tool)]
+    return unittest.skipIf(missing, "needs " + ", ".join(missing))
+
+
+class Answer:
+    """What came back: status, headers by lower-case name, body; `jobs` and `job` of its JSON."""
+
+    def __init__(self, status, headers, body):
+        self.status, self.body = status, body
+        self.headers = {name.lower(): value for name, value in headers}
+
+    @property
+    def json(self):
+        return json.loads(self.body.decode("utf-8"))
+
+    @property
+    def jobs(self):
+        return self.json["jobs"]
+
+    @property
+    def job(self):
+        (job,) = self.jobs
+        return job
+
+
+class Server:
+    """A server on a port of its own on loopback.  `stderr` is a file that takes its log."""
+
+    def __init__(self, *options, program=(SOURCE,), env=None, stdin=subprocess.DEVNULL, wrapper=(), cwd=None,
+                 secret=SECRET, address="127.0.0.1:0", **popen):
+        self.tmp = tempfile.mkdtemp(prefix="test-rtot-")
+        self.log_path = os.path.join(self.tmp, "log")
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("RTOT_")}
+        environ.update(TMPDIR=self.tmp, **(env or {}))
+        self.secret = secret
+        command = list(wrapper) + [sys.executable] + list(program)
+        command += ["-a", address] if address else []
+        command += ["-s", secret] if secret else []
+        with open(self.log_path, "wb") as log:
+            self.process = subprocess.Popen(command + list(options), stdin=stdin, stderr=log, env=environ, cwd=cwd,
+                                            **popen)
+        self.pid = self.process.pid
+
+    def ready(self):
+        """Wait until it listens; return itself."""
+        def listening():
+            if self.process.poll() is not None:
+                raise AssertionError("the server exited with %d: %s" % (self.process.returncode, self.log()))
+            return re.search(r"listens on http://(?:\[[^]]*\]|[^:/]*):([0-9]+)/", self.log())
+        self.port = int(wait_until(listening, "the server's start").group(1))
+        return self
+
+    def log(self):
+        with open(self.log_path, encoding="utf-8") as file:
+            return file.read()
+
+    def connect(self, host="127.0.0.1"):
+        connection = socket.create_connection((host, self.port), timeout=LIMIT)
+        return connection
+
+    def client(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
+
+    def request(self, method, path, body=None, headers=None, secret=True, client=None):
+        """Return the Answer to one request."""
+        headers = dict(headers or {})
+        if secret is True:
+            headers["Rtot-Secret"] = self.secret
+        own = client or self.client()
+        try:
+            if isinstance(body, str):
+                body = body.encode("utf-8")
+            own.request(method, path, body, headers)
+            response = own.getresponse()
+            return Answer(response.status, response.getheaders(), response.read())
+        finally:
+            if not client:
+                own.close()
+
+    def get(self, path, **more):
+        return self.request("GET", path, **more)
+
+    def post(self, path, body=b"", **more):
+        return self.request("POST", path, body, **more)
+
+    def delete(self, path, **more):
+        return self.request("DELETE", path, **more)
+
+    def run(self, script, query="", fields="all"):
+        """Run a script to its end; return the job."""
+        answer = self.post("/jobs?wait&fields=%s&%s" % (fields, query), script)
+        if answer.status != 201:
+            raise AssertionError("%d: %s" % (answer.status, answer.body))
+        return answer.job
+
+    def start(self, script, query=""):
+        """Start a script; return the number of the job."""
+        answer = self.post("/jobs?" + query, script)
+        if answer.status != 201:
+            raise AssertionError("%d: %s" % (answer.status, answer.body))
+        return answer.job["id"]
+
+    def job(self, number, query="fields=all"):
+        return self.get("/jobs/%d?%s" % (number, query)).job
+
+    def out(self, number):
+        return self.get("/jobs/%d/out" % number).body
+
+    def wait_for_out(self, number, text):
+        """Wait until the job has printed `text`; return all that it has."""
+        return wait_until(lambda: text in self.out(number) and self.out(number), "output %r" % text)
+
+    def raw(self, data, end=False):
+        """Send bytes as they are; return all that comes back until the server closes."""
+        with contextlib.closing(self.connect()) as connection:
+            connection.sendall(data)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            return read_all(connection)
+
+    def descriptors(self):
+        return len(os.listdir("/proc/%d/fd" % self.pid))
+
+    def threads(self):
+        return len(os.listdir("/proc/%d/task" % self.pid))
+
+    def children(self):
+        """Return the pids of its children that are not zombies, and of its zombies."""
+        living, zombies = [], []
+        for path in glob.glob("/proc/[0-9]*/stat"):
+            try:
+                with open(path) as file:
+                    number, _, rest = file.read().partition(" (")
+            except OSError:
+                continue
+            state, parent = rest.rpartition(")")[2].split()[:2]
+            if int(parent) == self.pid:
+                (zombies if state == "Z" else living).append(int(number))
+        return living, zombies
+
+    def rss(self):
+        """Return the resident memory, in bytes."""
+        with open("/proc/%d/statm" % self.pid) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu(self):
+        """Return the CPU time that it has used, in seconds."""
+        with open("/proc/%d/stat" % self.pid) as file:
+            fields = file.read().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def leftovers(self):
+        """Return what is in its temporary directory beside the log."""
+        return sorted(set(os.listdir(self.tmp)) - {"log"})
+
+    def stop(self, number=signal.SIGTERM):
+        """End it, if it lives; return its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError("the server did not stop: " + self.log())
+
+    def close(self):
+        try:
+            return self.stop()
+        finally:
+            shutil.rmtree(self.tmp, ignore_errors=True)
+
+
+def read_all(connection):
+    """Return what comes until the other side closes."""
+    parts = []
+    while True:
+        try:
+            data = connection.recv(65536)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+
+
+def split_answer(data):
+    """Return (status, headers, rest) of the first answer in raw bytes."""
+    head, _, rest = data.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    return int(lines[0].split()[1]), headers, rest
+
+
+class Follower(threading.Thread):
+    """Reads a stream in a thread of its own, as (time, bytes) in `parts`; `answer` when it has ended."""
+
+    def __init__(self, server, path, method="GET", body=None, headers=None):
+        super().__init__(daemon=True)
+        self.server, self.parts, self.error = server, [], None
+        self.connection = server.client()
+        self.connection.request(method, path, body, dict(headers or {}, **{"Rtot-Secret": server.secret}))
+        self.response = self.connection.getresponse()
+        self.start()
+
+    def run(self):
+        try:
+            while True:
+                data = self.response.read1(65536)
+                if not data:
+                    return
+                self.parts.append((time.monotonic(), data))
+        except Exception as error:      # looked at by the test
+            self.error = error
+
+    @property
+    def data(self):
+        return b"".join(data for _, data in self.parts)
+
+    def finish(self):
+        """Wait for the end; return all bytes."""
+        self.join(LIMIT)
+        if self.is_alive() or self.error:
+            raise AssertionError("the stream did not end well: %r" % (self.error,))
+        self.connection.close()
+        return self.data
+
+
+class ServerCase(unittest.TestCase):
+    """A class of tests with one server between them, which must leave nothing behind."""
+
+    options = ()
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = Server(*cls.options).ready()
+
+    @classmethod
+    def tearDownClass(cls):
+        status = cls.server.stop()
+        leftovers, log = cls.server.leftovers(), cls.server.log()
+        cls.server.close()
+        assert status == 0, (status, log)
+        assert not leftovers, leftovers
+        assert "Traceback" not in log, log
+
+    def own_server(self, *options, **more):
+        """Start a server for this test alone."""
+        server = Server(*options, **more).ready()
+        self.addCleanup(server.close)
+        return server
+
+    def assertError(self, answer, status, message):
+        """The answer is an error in JSON whose text matches `message`."""
+        self.assertEqual(answer.status, status, answer.body)
+        value = answer.json
+        self.assertEqual(sorted(set(value) - {"jobs"}), ["error", "message"])
+        self.assertRegex(value["error"] + ": " + value["message"], message)
