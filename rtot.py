@@ -24,6 +24,7 @@ import errno
 import heapq
 import os
 import re
+import select
 import selectors
 import signal
 import socket
@@ -464,6 +465,7 @@ class Job:
         with self.lock:
             self._move("running")
             self.pid, self.started, self.began = pid, wall_ns(), time.monotonic()
+            self._notify()
 
     def capture(self, stream, data):
         """Take what was read of a stream; return by how much what is kept has grown, in bytes."""
@@ -861,9 +863,11 @@ class Runner:
         self.store, self.parallel, self.max_total = store, parallel, max_total
         self.stopping, self._stop_by = False, 0.0
         self._calls = collections.deque()           # (function, arguments): append and popleft are atomic
-        self._wake_in, self._wake_out = socket.socketpair()
+        # A pipe holds 65,536 wakes; a socket pair held 278 (each byte an skb) and lost SIGCHLDs when full.
+        self._wake_in, self._wake_out = os.pipe()
         for end in (self._wake_in, self._wake_out):
-            end.setblocking(False)
+            os.set_blocking(end, False)
+        self._awake = False                         # a wake is under way for the calls
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_in, selectors.EVENT_READ, (self._woken, None))
         self._timers, self._timer_count = [], 0     # a heap of [when, count, function, process]
@@ -922,10 +926,9 @@ class Runner:
 
     def _call(self, function, *args):
         self._calls.append((function, args))
-        try:
-            self._wake_out.send(b"\0")
-        except BlockingIOError:     # full of wakes: it is awake
-            pass
+        if not self._awake:
+            self._awake = True
+            os.write(self._wake_out, b"\0")
 
     # From here on the loop alone.
 
@@ -934,7 +937,7 @@ class Runner:
 
         The selector sees a signal as a byte on the wakeup descriptor, which Python's handler writes.
         """
-        signal.set_wakeup_fd(self._wake_out.fileno())
+        signal.set_wakeup_fd(self._wake_out)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in ends_us:
             signal.signal(number, lambda number, frame: self.stop())
@@ -955,10 +958,8 @@ class Runner:
         return self.stopping and not self._calls and (not self._processes or time.monotonic() > self._stop_by)
 
     def _woken(self):
-        try:
-            numbers = self._wake_in.recv(4096)
-        except BlockingIOError:
-            return
+        numbers = os.read(self._wake_in, READ_SIZE)
+        self._awake = False         # before the calls are looked at: one that comes now wakes again
         if signal.SIGCHLD in numbers:
             self._reap()
         while self._calls:
@@ -1783,15 +1784,11 @@ class Connection(socketserver.BaseRequestHandler):
         return True
 
     def _check(self):
-        """Raise ClientGone if the client has closed its side."""
-        self.connection.settimeout(0)
-        try:
-            if self.connection.recv(1, socket.MSG_PEEK) == b"":
-                raise ClientGone()
-        except BlockingIOError:
-            pass
-        except OSError:
-            raise ClientGone() from None
+        """Raise ClientGone if the client has closed its side, also behind what it has sent and nobody read."""
+        poll = select.poll()
+        poll.register(self.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
+        if poll.poll(0):
+            raise ClientGone()
 
     def _write(self, data):
         try:
@@ -2142,7 +2139,7 @@ class App:
 
     def answer(self, request):
         """Return the Response to a request; an Error if it can't be served."""
-        if request.path != "/ping" or request.method not in ("GET", "HEAD"):
+        if request.path not in ("/ping", "/ping/") or request.method not in ("GET", "HEAD"):
             self._authorize(request)
         route, number = self.router.find(request.method, request.path)
         arguments = [] if number is None else [self._job(number)]
@@ -2522,6 +2519,12 @@ def parse_count(text):
     return int(text)
 
 
+def parse_form(text):
+    if text not in ("text", "json"):
+        raise ValueError(text)
+    return text
+
+
 def parse_address(text):
     """Return (host, port) of :8457, host:8457 or [::1]:8457; the host "" is all addresses."""
     match = re.fullmatch(r"(\[[^][]+\]|[^:]*):([0-9]{1,5})", text, re.ASCII)
@@ -2530,7 +2533,9 @@ def parse_address(text):
     return match.group(1).strip("[]"), int(match.group(2))
 
 
-parse_size.__name__, parse_count.__name__, parse_address.__name__ = "size", "count", "address"    # for argparse
+# What argparse calls them in "invalid size value".
+parse_size.__name__, parse_count.__name__, parse_address.__name__ = "size", "count", "address"
+parse_form.__name__ = "text|json"
 
 
 def quarter_of_memory():
@@ -2555,7 +2560,7 @@ def parser():
         help="where to listen: :8457 (all addresses), host:8457, [::1]:8457; port 0 picks one (default: :8457)")
     add("-s", "--secret", metavar="SECRET", help="what every request has to bring; one is made if none is given")
     add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE")
-    add("-f", "--log-format", choices=("text", "json"), default=environ("RTOT_LOG_FORMAT", "text"),
+    add("-f", "--log-format", type=parse_form, metavar="text|json", default=environ("RTOT_LOG_FORMAT", "text"),
         help="of the log on standard error (default: text)")
     add("-j", "--parallel", type=parse_count, metavar="N", default=0,
         help="run so many jobs at a time, the rest wait as new (default: 0, all)")

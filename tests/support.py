@@ -35,13 +35,18 @@ def wait_until(condition, what="the condition", limit=LIMIT):
         time.sleep(0.005)
 
 
-def is_alive(pid):
-    """Does the process live?  A zombie does not."""
+def process_state(pid):
+    """Return the letter of proc_pid_stat(5), R S T Z and so on; X for one that is no more."""
     try:
         with open("/proc/%d/stat" % pid) as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+            return file.read().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
+
+
+def is_alive(pid):
+    """Does the process live?  A zombie does not."""
+    return process_state(pid) not in "ZX"
 
 
 def need(*tools):
@@ -79,7 +84,8 @@ class Server:
         self.tmp = tempfile.mkdtemp(prefix="test-rtot-")
         self.log_path = os.path.join(self.tmp, "log")
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RTOT_")}
-        environ.update(TMPDIR=self.tmp, **(env or {}))
+        environ["TMPDIR"] = self.tmp
+        environ.update(env or {})
         self.secret = secret
         command = list(wrapper) + [sys.executable] + list(program)
         command += ["-a", address] if address else []
@@ -288,9 +294,9 @@ class ServerCase(unittest.TestCase):
         status = cls.server.stop()
         leftovers, log = cls.server.leftovers(), cls.server.log()
         cls.server.close()
-        assert status == 0, (status, log)
-        assert not leftovers, leftovers
-        assert "Traceback" not in log, log
+        faults = log[log.find("Traceback"):][:4000] if "Traceback" in log else ""
+        assert status == 0 and not leftovers and not faults, "status %d, left: %s, faults: %s" % (
+            status, leftovers, faults)
 
     def own_server(self, *options, **more):
         """Start a server for this test alone."""

@@ -1,0 +1,268 @@
+"""The command line: options, environment, secret, log, signals, exit codes."""
+import contextlib
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import support
+import rtot
+from support import Server, wait_until
+
+
+def run(*options, env=None):
+    """Run the program to its end; return (exit status, standard output, standard error)."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("RTOT_")}
+    environ.update(env or {})
+    process = subprocess.Popen([sys.executable, support.SOURCE] + list(options), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, universal_newlines=True)
+    try:
+        out, err = process.communicate(timeout=support.LIMIT)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+class CliCase(unittest.TestCase):
+
+    def start(self, *options, **more):
+        server = Server(*options, **more)
+        self.addCleanup(server.close)
+        return server.ready()
+
+
+class OptionTest(CliCase):
+
+    def test_bad_values_are_a_usage_error(self):
+        for options, message in ((["-a", "8457"], "--addr: invalid address value: '8457'"), (["-a", ":99999"], "invalid address"),
+                                 (["-a", "::1:80"], "invalid address"), (["-f", "xml"], "invalid text|json value: 'xml'"),
+                                 (["-j", "-1"], "--parallel"), (["-j", "x"], "invalid count value: 'x'"),
+                                 (["--max-output", "64X"], "invalid size value: '64X'"), (["--max-output", "0"], "invalid size"),
+                                 (["--max-script", "-5"], "--max-script"), (["--keep", "1.5"], "invalid count"),
+                                 (["--max-connections", "many"], "invalid count"), (["--nonsense"], "--nonsense"),
+                                 (["-s", ""], "secret is empty"), (["-s", " \t"], "secret is empty"), (["-s", "a\nb"], "control character"),
+                                 (["-s", "x", "--secret-file", "/dev/null"], "not both"),
+                                 (["--secret-file", "/no/such"], "cannot read the secret from /no/such: No such file"),
+                                 (["--secret-file", "/dev/null"], "secret is empty")):
+            status, out, err = run(*options)
+            self.assertEqual((status, out), (2, ""), options)
+            self.assertIn("usage: rtot", err)
+            self.assertIn(message, err)
+            self.assertNotIn("Traceback", err)
+
+    def test_bad_values_in_the_environment_are_a_usage_error(self):
+        for env in ({"RTOT_ADDR": "nowhere"}, {"RTOT_LOG_FORMAT": "xml"}, {"RTOT_SECRET": ""}):
+            status, _, err = run(env=env)
+            self.assertEqual(status, 2, err)
+            self.assertNotIn("Traceback", err)
+
+    def test_help_names_every_option_and_shows_how_to_begin(self):
+        status, out, err = run("--help")
+        self.assertEqual((status, err), (0, ""))
+        for word in ("--addr", "--secret", "--secret-file", "--log-format", "--version", "--parallel", "--max-output",
+                     "--max-total", "--max-script", "--keep", "--max-connections", "RTOT_ADDR", "RTOT_SECRET",
+                     "RTOT_LOG_FORMAT", "curl -H 'Rtot-Secret: secret'"):
+            self.assertIn(word, out)
+
+    def test_version(self):
+        for option in ("-v", "--version"):
+            self.assertEqual(run(option), (0, "rtot %s\n" % rtot.__version__, ""))
+
+    def test_takes_gos_way_to_write_a_flag(self):
+        server = self.start("-a=127.0.0.1:0", "-s=swordfish", address=None, secret=None)
+        self.assertEqual(server.get("/", headers={"Rtot-Secret": "swordfish"}, secret=False).status, 200)
+
+    def test_the_environment_stands_for_options(self):
+        server = self.start(address=None, secret=None, env={"RTOT_ADDR": "127.0.0.1:0", "RTOT_SECRET": "swordfish",
+                                                            "RTOT_LOG_FORMAT": "json"})
+        server.secret = "swordfish"
+        self.assertEqual(server.get("/").status, 200)
+        self.assertIn('"path": "/"', server.log())
+
+    def test_an_option_beats_the_environment(self):
+        server = self.start(env={"RTOT_ADDR": "nowhere:1", "RTOT_SECRET": "other"})
+        self.assertEqual(server.get("/").status, 200)
+
+    def test_sizes(self):
+        for text, size in (("1", 1), ("4K", 4096), ("64M", 64 << 20), ("2g", 2 << 30)):
+            self.assertEqual(rtot.parse_size(text), size)
+
+    def test_the_default_for_all_output_is_a_quarter_of_the_memory(self):
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.assertLessEqual(rtot.quarter_of_memory(), physical // 4)
+        self.assertGreater(rtot.quarter_of_memory(), 0)
+
+
+class SecretTest(CliCase):
+
+    def test_one_is_made_and_told_if_none_is_given(self):
+        server = self.start(secret=None)
+        made = re.search("made: ([0-9a-f]{32})\n", server.log()).group(1)
+        self.assertEqual(server.get("/", secret=False).status, 401)
+        self.assertEqual(server.get("/", headers={"Rtot-Secret": made}, secret=False).status, 200)
+
+    def test_is_read_from_the_first_line_of_a_file(self):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"  from file \r\nsecond line\n")
+            file.flush()
+            server = self.start("--secret-file", file.name, secret=None)
+            server.secret = "from file"
+            self.assertEqual(server.get("/").status, 200)
+
+
+class AddressTest(CliCase):
+
+    def test_a_port_that_is_taken_is_told_in_a_line(self):
+        with contextlib.closing(socket.socket()) as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen(1)
+            address = "127.0.0.1:%d" % taken.getsockname()[1]
+            status, out, err = run("-a", address, "-s", "x")
+        self.assertEqual((status, out), (1, ""))
+        self.assertEqual(err, "rtot: cannot listen on %s: %s\n" % (address, os.strerror(errno.EADDRINUSE)))
+
+    def test_a_host_that_is_not_known_is_told_in_a_line(self):
+        status, _, err = run("-a", "no.such.host.invalid:0", "-s", "x")
+        self.assertEqual((status, err.count("\n")), (1, 1))
+        self.assertIn("cannot listen on no.such.host.invalid:0: ", err)
+
+    def test_all_addresses_are_ipv6_and_ipv4(self):
+        server = self.start(address=":0")
+        self.assertEqual(server.get("/").status, 200)
+        if "[::]" in server.log():
+            with contextlib.closing(server.connect("::1")) as connection:
+                connection.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+                self.assertIn(b" 200 ", connection.recv(100))
+
+    def test_one_address_is_that_alone(self):
+        server = self.start(address="127.0.0.2:0")
+        self.assertRaises(OSError, server.connect)
+        server.connect("127.0.0.2").close()
+
+    def test_starts_again_at_once_on_the_same_port(self):
+        server = self.start()
+        number = server.start("sleep 99")
+        follower = support.Follower(server, "/jobs/%d/out?follow" % number)
+        server.stop()
+        follower.finish()
+        again = self.start(address="127.0.0.1:%d" % server.port)
+        self.assertEqual(again.get("/ping").status, 200)
+
+
+class LogTest(CliCase):
+
+    def exercise(self, server):
+        server.run("true")
+        server.post("/jobs?label=topsecretlabel", "echo hi")
+        server.get("/ping?nonsense=swordfish")
+        server.get("/jobs/99")
+        server.get("/none%0Asuch%1b[2J")
+        server.raw(b"rubbish\r\n\r\n")
+        server.get("/", headers={"Rtot-Secret": "wrongsecret"}, secret=False)
+        wait_until(lambda: " 401 " in server.log() or '"status": 401' in server.log())
+        for secret in ("swordfish", "topsecretlabel", "wrongsecret", "nonsense"):
+            self.assertNotIn(secret, server.log())
+
+    def test_text_is_a_line_for_each_request(self):
+        server = self.start()
+        self.exercise(server)
+        lines = server.log().split("\n")
+        self.assertEqual(lines[0], "rtot: version %s listens on http://127.0.0.1:%d/" % (rtot.__version__, server.port))
+        stamp = "20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z 127.0.0.1 "
+        for line, rest in zip(lines[1:], (r"POST /jobs 201 [0-9]+ [0-9.]+.?s", r"POST /jobs 201 ", r"GET /ping 400 ", r"GET /jobs/99 404 ",
+                                          r"GET /none\\nsuch\\x1b\[2J 404 ", "- - 400 ", "GET / 401 ")):
+            self.assertRegex(line, "^" + stamp + rest)
+        self.assertEqual(len(lines), 9)
+
+    def test_json_is_an_object_for_each_event_and_request(self):
+        server = self.start("-f", "json")
+        self.exercise(server)
+        values = [json.loads(line) for line in server.log().split("\n")[:-1]]
+        self.assertIn("listens on", values[0]["event"])
+        self.assertEqual([(value["method"], value["path"], value["status"]) for value in values[1:]], [
+            ("POST", "/jobs", 201), ("POST", "/jobs", 201), ("GET", "/ping", 400), ("GET", "/jobs/99", 404),
+            ("GET", "/none\nsuch\x1b[2J", 404), ("-", "-", 400), ("GET", "/", 401)])
+        self.assertEqual(sorted(values[1]), sorted("time client method path status bytes seconds".split()))
+
+    def test_nobody_reading_it_stops_nothing(self):
+        reading, writing = os.pipe()
+        with tempfile.TemporaryDirectory() as directory, contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            probe.close()
+            process = subprocess.Popen([sys.executable, support.SOURCE, "-a", "127.0.0.1:%d" % port, "-s", "swordfish"],
+                                       stderr=writing, env=dict(os.environ, TMPDIR=directory))
+            os.close(writing)
+            os.read(reading, 1000)
+            os.close(reading)
+            server = Server.__new__(Server)
+            server.port, server.secret = port, "swordfish"
+            self.assertEqual(server.run("echo hi")["out"], "hi\n")
+            process.terminate()
+            self.assertEqual(process.wait(support.LIMIT), 0)
+
+
+class SignalTest(CliCase):
+
+    def test_each_of_its_signals_ends_it_with_0_and_nothing_left(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            server = self.start()
+            server.run("true")
+            self.assertEqual(server.stop(number), 0)
+            self.assertEqual(server.leftovers(), [])
+
+    def test_a_second_one_does_not_wait_for_the_grace(self):
+        server = self.start()
+        number = server.start("trap '' TERM; echo ready; while :; do sleep 99; done")
+        server.wait_for_out(number, b"ready")
+        pid = server.job(number)["pid"]
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.post("/jobs", "true").status == 503)
+        server.process.send_signal(signal.SIGTERM)
+        self.assertEqual(server.process.wait(4), 0)
+        self.assertFalse(support.is_alive(pid))
+
+    def test_hangup_is_ignored_under_nohup(self):
+        server = self.start(wrapper=["bash", "-c", "trap '' HUP; exec \"$@\"", "bash"])
+        server.process.send_signal(signal.SIGHUP)
+        self.assertEqual(server.run("echo hi")["out"], "hi\n")
+
+    def test_what_a_killed_server_left_is_swept_by_the_next(self):
+        first = self.start()
+        number = first.start("echo ready; sleep 99")
+        first.wait_for_out(number, b"ready")
+        pid = first.job(number)["pid"]
+        self.assertEqual(len(first.leftovers()), 1)
+        first.process.kill()
+        first.process.wait()
+        os.killpg(pid, signal.SIGKILL)
+        second = self.start(env={"TMPDIR": first.tmp})
+        wait_until(lambda: first.leftovers() == [])
+        self.assertEqual(second.run("echo hi")["out"], "hi\n")
+
+    def test_is_fine_with_closed_standard_streams(self):
+        with tempfile.TemporaryDirectory() as directory, contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+            probe.close()
+            process = subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, support.SOURCE,
+                                        "-a", "127.0.0.1:%d" % port, "-s", "swordfish"],
+                                       env=dict(os.environ, TMPDIR=directory))
+            server = Server.__new__(Server)
+            server.port, server.secret = port, "swordfish"
+
+            def answers():
+                try:
+                    return server.get("/ping").status == 200
+                except OSError:
+                    return False
+            wait_until(answers)
+            self.assertEqual(server.run("echo out; echo err >&2; cat")["err"], "err\n")
+            process.terminate()
+            self.assertEqual(process.wait(support.LIMIT), 0)

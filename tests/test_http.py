@@ -1,0 +1,306 @@
+"""HTTP as RFC 9112 has it: what is taken, what is refused, and how a connection goes on or ends."""
+import json
+import socket
+import time
+
+import support
+from support import SECRET, ServerCase, split_answer, wait_until
+import rtot
+
+AUTH = b"Host: x\r\nRtot-Secret: %s\r\n" % SECRET.encode("ascii")
+
+
+def post(script, *headers, path=b"/jobs?wait", version=b"HTTP/1.1"):
+    return b"POST %b %b\r\n%b%b\r\n%b" % (path, version, AUTH, b"".join(line + b"\r\n" for line in headers), script)
+
+
+class HttpCase(ServerCase):
+
+    def count(self):
+        return len(self.server.get("/jobs?fields=").jobs)
+
+    def assertRefused(self, data, status=400, end=False):
+        """The bytes get one JSON error, the connection is closed, nothing is run."""
+        before = self.count()
+        answer = self.server.raw(data, end)
+        got, headers, body = split_answer(answer)
+        self.assertEqual(got, status, (data[:200], answer))
+        self.assertEqual(headers["connection"], "close", data[:200])
+        value = json.loads(body.decode("utf-8"))        # and no second answer behind it
+        self.assertEqual(sorted(value), ["error", "message"])
+        self.assertEqual(self.count(), before, data[:200])
+
+    def exchange(self, data, count=1):
+        """Send bytes on a connection; return `count` answers as (status, headers, body)."""
+        with self.server.connect() as connection, connection.makefile("rb") as file:
+            connection.sendall(data)
+            return [self.read_answer(file) for _ in range(count)]
+
+    def read_answer(self, file):
+        status = int(file.readline().split()[1])
+        headers = {}
+        for line in iter(file.readline, b"\r\n"):
+            name, _, value = line.decode("latin-1").rstrip("\r\n").partition(": ")
+            headers[name.lower()] = value
+        return status, headers, file.read(int(headers.get("content-length", 0)))
+
+
+class RequestLineTest(HttpCase):
+
+    def test_what_is_no_http_is_refused(self):
+        for data in (b"GET /ping\r\n\r\n", b"GET /ping\r\n", b"GET  /ping HTTP/1.1\r\n\r\n", b"GET /ping HTTP/1.1 \r\n\r\n",
+                     b"GET /a b HTTP/1.1\r\n\r\n", b"GET /\x00 HTTP/1.1\r\n\r\n", b" GET / HTTP/1.1\r\n\r\n",
+                     b"G\xffT / HTTP/1.1\r\n\r\n", b"GET / http/1.1\r\n\r\n", b"GET / HTTP/1\r\n\r\n", b"GET\r\n\r\n",
+                     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                     b"\x00\x00\x00\x00", b"\xff" * 500, b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n\r\nGET",
+                     b"GET ping HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with self.subTest(data=data):
+                self.assertRefused(data)
+
+    def test_another_version_is_refused(self):
+        self.assertRefused(b"GET /ping HTTP/2.0\r\nHost: x\r\n\r\n", 505)
+        self.assertRefused(b"GET /ping HTTP/0.9\r\nHost: x\r\n\r\n", 505)
+
+    def test_a_line_too_long_is_refused(self):
+        self.assertRefused(b"GET /ping?" + b"x" * 40000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414)
+        self.assertRefused(b"GET /ping?" + b"x" * 40000, 414)
+
+    def test_an_empty_line_before_a_request_is_ignored(self):
+        self.assertEqual(self.exchange(b"\r\nGET /ping HTTP/1.1\r\nHost: x\r\n\r\n")[0][0], 200)
+
+    def test_forms_of_the_target(self):
+        for target, status in ((b"/ping", 200), (b"/ping/", 200), (b"http://other/ping", 200), (b"/p%69ng", 200),
+                               (b"/ping?", 200), (b"//ping", 401), (b"/", 401), (b"http://other", 401)):
+            answer = self.exchange(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)[0]
+            self.assertEqual(answer[0], status, target)
+        self.assertEqual(self.exchange(b"GET //jobs HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 404)
+        self.assertEqual(self.exchange(b"GET http://other HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 200)
+
+    def test_bytes_that_were_not_encoded_are_taken_as_typed(self):
+        status, _, body = self.exchange(b"POST /jobs?fields=label&label=caf\xc3\xa9 HTTP/1.1\r\n" + AUTH
+                                        + b"Content-Length: 4\r\n\r\ntrue")[0]
+        self.assertEqual(json.loads(body.decode("utf-8"))["jobs"][0]["label"], "caf\u00e9")
+
+
+class HeaderTest(HttpCase):
+
+    def test_what_is_no_header_is_refused(self):
+        for line in (b"Name : x", b" Name: x", b"Name", b": x", b"Na me: x", b"Name: x\r\n folded", b"Name: a\x00b",
+                     b"Name: a\rb", b"Name\x00: x", b"N\xc3\xa4me: x", b"Name: \x1b[2J", b"Name: x\n"):
+            with self.subTest(line=line):
+                self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
+
+    def test_bare_line_feeds_are_refused(self):
+        self.assertRefused(b"GET /ping HTTP/1.1\nHost: x\n\n")
+        self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: x\n\r\n")
+
+    def test_a_host_is_asked_for_in_http_1_1_and_there_is_one(self):
+        self.assertRefused(b"GET /ping HTTP/1.1\r\n\r\n")
+        self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+        self.assertEqual(split_answer(self.server.raw(b"GET /ping HTTP/1.0\r\n\r\n"))[0], 200)
+
+    def test_too_much_of_a_head_is_refused(self):
+        self.assertRefused(b"GET /ping HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431)
+        self.assertRefused(b"GET /ping HTTP/1.1\r\nA: " + b"x" * 40000 + b"\r\n\r\n", 431)
+        self.assertRefused(b"GET /ping HTTP/1.1\r\n" + (b"A: " + b"x" * 9000 + b"\r\n") * 10 + b"\r\n", 431)
+        self.assertEqual(self.exchange(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 98 + b"\r\n")[0][0], 200)
+
+    def test_blanks_around_a_value_are_not_part_of_it(self):
+        self.assertEqual(self.exchange(b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: \t swordfish \t\r\n\r\n")[0][0], 200)
+
+    def test_a_secret_that_is_given_twice_is_refused(self):
+        self.assertRefused(b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: a\r\nRtot-Secret: swordfish\r\n\r\n")
+
+    def test_every_answer_names_the_version_and_forbids_to_sniff_or_store(self):
+        for path in ("/ping", "/nothing", "/jobs/abc"):
+            headers = self.server.get(path).headers
+            self.assertRegex(headers["rtot-version"], r"^[0-9]+\.[0-9]+\.[0-9]+$")
+            self.assertEqual((headers["x-content-type-options"], headers["cache-control"]), ("nosniff", "no-store"))
+            self.assertRegex(headers["date"], r"^[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} .* GMT$")
+
+
+class BodyTest(HttpCase):
+
+    def test_lengths_that_another_might_read_differently_are_refused(self):
+        for line in (b"Content-Length: +5", b"Content-Length: -1", b"Content-Length: 0x5", b"Content-Length: 0_5",
+                     b"Content-Length: 5, 5", b"Content-Length: \xb2", b"Content-Length: " + b"9" * 20000,
+                     b"Content-Length: ", b"Content-Length: 5 5", b"Content-Length: 5.0",
+                     b"Content-Length: 5\r\nContent-Length: 5", b"Content-Length: 5\r\nContent-Length: 6",
+                     b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+                     b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", b"Content-Length : 5"):
+            with self.subTest(line=line[:60]):
+                self.assertRefused(post(b"true\n", line))
+
+    def test_an_unknown_coding_is_refused(self):
+        for coding in (b"gzip", b"gzip, chunked", b"chunked, gzip", b"xchunked", b""):
+            self.assertRefused(post(b"true\n", b"Transfer-Encoding: " + coding), 501)
+        self.assertRefused(post(b"5\r\ntrue\n\r\n0\r\n\r\n", b"Transfer-Encoding: chunked", version=b"HTTP/1.0"))
+
+    def test_no_length_on_a_script_is_refused(self):
+        before = self.count()
+        self.assertEqual(self.exchange(post(b""))[0][0], 411)
+        self.assertEqual(self.count(), before)
+
+    def test_a_body_that_is_cut_short_runs_nothing(self):
+        marker = self.server.tmp + "/marker"
+        before = self.count()
+        for data in (post(b"touch " + marker.encode(), b"Content-Length: 5000"),
+                     post(b"400\r\ntouch " + marker.encode(), b"Transfer-Encoding: chunked"),
+                     post(b"6\r\ntouch \r\n%x\r\n%b\r\n" % (len(marker), marker.encode()), b"Transfer-Encoding: chunked")):
+            self.assertEqual(self.server.raw(data, end=True), b"")
+        self.assertEqual(self.count(), before)
+        self.assertEqual([name for name in self.server.leftovers() if name == "marker"], [])
+
+    def test_a_chunked_body_is_decoded_with_extensions_and_trailers(self):
+        body = b"5;name=value\r\necho \r\n0003 \r\nhi;\r\n9;x=\"y\"\r\necho done\r\n0\r\nTrailer: x\r\n\r\n"
+        status, _, answer = self.exchange(post(body, b"Transfer-Encoding: Chunked"))[0]
+        self.assertEqual((status, json.loads(answer.decode("utf-8"))["jobs"][0]["out"]), (201, "hi\ndone\n"))
+
+    def test_bad_chunks_are_refused(self):
+        for body in (b"x\r\n", b"-1\r\n", b"+5\r\n", b"0x5\r\ntrue\n\r\n0\r\n\r\n", b"\r\n", b"5\r\ntrue\nXX0\r\n\r\n",
+                     b"5\ntrue\n\r\n0\r\n\r\n", b"f" * 16 + b"\r\n", b"5_\r\n", b"5 5\r\n", b"5\r\ntrue\n\r\n0\r\nbad trailer\r\n\r\n",
+                     b"5;" + b"x" * 40000 + b"\r\n"):
+            with self.subTest(body=body[:60]):
+                self.assertRefused(post(body, b"Transfer-Encoding: chunked"))
+
+    def test_a_client_that_waits_for_100_gets_it_when_its_body_is_wanted(self):
+        with self.server.connect() as connection:
+            connection.sendall(post(b"", b"Content-Length: 7", b"Expect: 100-continue"))
+            file = connection.makefile("rb")
+            self.assertEqual(file.readline(), b"HTTP/1.1 100 Continue\r\n")
+            self.assertEqual(file.readline(), b"\r\n")
+            connection.sendall(b"echo hi")
+            status, _, body = self.read_answer(file)
+        self.assertEqual((status, json.loads(body.decode("utf-8"))["jobs"][0]["out"]), (201, "hi\n"))
+
+    def test_a_client_that_waits_for_100_with_a_bad_secret_gets_the_401_instead(self):
+        answer = self.server.raw(b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: bad\r\nContent-Length: 7\r\n"
+                                 b"Expect: 100-continue\r\n\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+
+    def test_a_small_body_that_nobody_wants_is_skipped_and_the_connection_goes_on(self):
+        data = b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nDELETE / HTTP/1.1\r\nHost: x\r\n\r\n"
+        answers = self.exchange(data + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", 2)
+        self.assertEqual([status for status, _, _ in answers], [200, 200])
+
+    def test_a_401_comes_before_the_body_is_read_and_the_body_is_never_a_request(self):
+        body = b"POST /jobs HTTP/1.1\r\n" + AUTH + b"Content-Length: 4\r\n\r\ntrue"
+        self.assertRefused(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), 401)
+        with self.server.connect() as connection:       # the body does not come at all
+            connection.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
+            self.assertEqual(self.read_answer(connection.makefile("rb"))[0], 401)
+
+    def test_a_client_in_the_middle_of_a_large_body_sees_why_it_is_refused(self):
+        before = self.count()
+        for secret, size, status in (("bad", 12 << 20, 401), (SECRET, (16 << 20) + 1, 413)):
+            answer = self.server.post("/jobs", b"x" * size, headers={"Rtot-Secret": secret}, secret=False)
+            self.assertEqual(answer.status, status)
+        self.assertEqual(self.count(), before)
+
+
+class ConnectionTest(HttpCase):
+
+    def test_serves_many_requests_on_one_connection(self):
+        answers = self.exchange(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n" * 50, 50)
+        self.assertEqual([status for status, _, _ in answers], [200] * 50)
+
+    def test_serves_pipelined_posts_in_order(self):
+        data = b"".join(post(b"echo %d" % number, b"Content-Length: 6") for number in range(5))
+        answers = self.exchange(data, 5)
+        self.assertEqual([json.loads(body.decode("utf-8"))["jobs"][0]["out"] for _, _, body in answers],
+                         ["%d\n" % number for number in range(5)])
+
+    def test_takes_a_request_a_byte_at_a_time(self):
+        with self.server.connect() as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for byte in post(b"echo hi", b"Content-Length: 7"):
+                connection.send(bytes(bytearray([byte])))
+            self.assertEqual(self.read_answer(connection.makefile("rb"))[0], 201)
+
+    def test_closes_where_the_client_wants_it(self):
+        for data in (b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", b"GET /ping HTTP/1.0\r\n\r\n",
+                     b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: foo, Close\r\n\r\n"):
+            self.assertEqual(split_answer(self.server.raw(data))[0], 200)
+
+    def test_http_1_0_may_keep_its_connection(self):
+        answers = self.exchange(b"GET /ping HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n" * 3, 3)
+        self.assertEqual([headers["connection"] for _, headers, _ in answers], ["keep-alive"] * 3)
+
+    def test_head_gives_the_head_of_get(self):
+        number = self.server.run("echo hello")["id"]
+        data = b"HEAD /jobs/%d/out HTTP/1.1\r\n%b\r\nGET /jobs/%d/out HTTP/1.1\r\nConnection: close\r\n%b\r\n" % (
+            number, AUTH, number, AUTH)
+        head, _, rest = self.server.raw(data).partition(b"\r\n\r\n")
+        self.assertIn(b"Content-Length: 6", head)
+        self.assertEqual(split_answer(rest)[2], b"hello\n")
+
+    def test_an_answer_is_sent_at_once_and_without_delay(self):
+        """With Nagle's algorithm and two sends, an answer on a kept connection took 44 ms."""
+        with self.server.connect() as connection:
+            for _ in range(20):
+                connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertRegex(connection.recv(65536), b"(?s)^HTTP/1.1 200 .*\r\n\r\n{.*}\n$")
+        server = rtot.Server(("127.0.0.1", 0), None, None, 1)
+        self.addCleanup(server.server_close)
+        with socket.create_connection(server.server_address):
+            accepted, _ = server.get_request()
+            self.addCleanup(accepted.close)
+            self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    def test_a_client_that_resets_its_connection_harms_nobody(self):
+        for _ in range(20):
+            connection = self.server.connect()
+            connection.sendall(post(b"echo hi", b"Content-Length: 7")[:-3])
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.close()
+        wait_until(lambda: self.server.threads() == 2, "the end of the connections' threads")
+        self.assertEqual(self.server.get("/ping").status, 200)
+
+
+class TimeTest(HttpCase):
+
+    def test_a_head_that_comes_drop_by_drop_has_one_deadline(self):
+        self.server.get("/ping")
+        connection = self.server.connect()
+        self.addCleanup(connection.close)
+        began = time.monotonic()
+        connection.settimeout(0.4)
+        answer = b""
+        connection.sendall(b"GET /ping HTTP/1.1\r\n")
+        while not answer and time.monotonic() - began < support.LIMIT:
+            try:
+                answer = connection.recv(1000)
+            except socket.timeout:
+                connection.sendall(b"A: b\r\n")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 408 "), answer)
+        self.assertGreater(time.monotonic() - began, 9)
+
+
+class CapTest(HttpCase):
+    options = ("--max-connections", "5")
+
+    def test_the_one_that_has_waited_longest_is_closed_for_a_new_one(self):
+        idle = []
+        for number in range(5):
+            connection = self.server.connect()
+            self.addCleanup(connection.close)
+            connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.read_answer(connection.makefile("rb"))
+            idle.append(connection)
+        self.assertEqual(self.server.get("/ping").status, 200)
+        self.assertEqual(idle[0].recv(1), b"")
+        idle[4].sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        self.assertEqual(self.read_answer(idle[4].makefile("rb"))[0], 200)
+
+    def test_a_503_when_all_are_busy(self):
+        wait_until(lambda: self.server.threads() == 2)
+        number = self.server.start("sleep 99")
+        wait_until(lambda: self.server.threads() == 2)
+        followers = [support.Follower(self.server, "/jobs/%d/out?follow" % number) for _ in range(5)]
+        status, headers, body = split_answer(self.server.raw(b""))
+        self.assertEqual((status, headers["retry-after"]), (503, "1"))
+        self.assertIn(b"5 connections", body)
+        for follower in followers:
+            follower.connection.sock.shutdown(socket.SHUT_RDWR)
+        wait_until(lambda: self.server.threads() == 2)
+        self.server.delete("/jobs/%d" % number)

@@ -1,0 +1,159 @@
+"""A job's record, its lifecycle and how it is shown; the store of jobs."""
+import threading
+import time
+import unittest
+
+import support  # noqa: F401  finds rtot
+import rtot
+from rtot import DEFAULT_FIELDS, OUT, PLAIN, STATES, VIEW, Job, JobStore, go_duration, go_time
+
+
+def new_job(script=b"#!/bin/sh\n", number=0):
+    job = Job(script, PLAIN, 1 << 20)
+    job.id = number
+    return job
+
+
+class GoTest(unittest.TestCase):
+
+    def test_times_are_shown_as_go_shows_them(self):
+        for ns, text in ((0, "0001-01-01 00:00:00 +0000 UTC"),
+                         (1389498152314152969, "2014-01-12 03:42:32.314152969 +0000 UTC"),
+                         (1389498152314000000, "2014-01-12 03:42:32.314 +0000 UTC"),
+                         (1389498152000000001, "2014-01-12 03:42:32.000000001 +0000 UTC"),
+                         (1389498150000000000, "2014-01-12 03:42:30 +0000 UTC")):
+            self.assertEqual(go_time(ns), text)
+
+    def test_durations_are_shown_as_go_shows_them(self):
+        for seconds, text in ((0, "0s"), (1e-9, "1ns"), (1.5e-6, "1.5\u00b5s"), (0.0034, "3.4ms"), (1, "1s"),
+                              (2.5, "2.5s"), (60, "1m0s"), (3723.4, "1h2m3.4s"), (3600, "1h0m0s"),
+                              (360000, "100h0m0s")):
+            self.assertEqual(go_duration(seconds), text)
+
+    def test_signals_are_called_what_go_calls_them(self):
+        for number, words in ((9, "killed"), (15, "terminated"), (11, "segmentation fault"), (2, "interrupt"),
+                              (6, "aborted"), (13, "broken pipe"), (40, "signal 40")):
+            self.assertEqual(rtot.signal_words(number), words)
+
+
+class LifecycleTest(unittest.TestCase):
+
+    def test_a_job_goes_from_new_to_running_to_complete(self):
+        job = new_job()
+        self.assertEqual(job.state, "new")
+        job.run(42)
+        self.assertEqual(job.state, "running")
+        job.complete("", 0)
+        self.assertEqual(job.state, "complete")
+
+    def test_every_other_transition_is_a_fault(self):
+        moves = {"running": lambda job: job.run(1), "complete": lambda job: job.complete("", 0)}
+        for state in STATES:
+            for target, move in moves.items():
+                job = new_job()
+                job.state = state
+                if target in STATES[state]:
+                    move(job)
+                else:
+                    self.assertRaises(RuntimeError, move, job)
+                    self.assertEqual(job.state, state)
+
+
+class WaitTest(unittest.TestCase):
+
+    def test_wakes_those_who_wait_when_it_is_complete(self):
+        job, results = new_job(), []
+        threads = [threading.Thread(target=lambda: results.append(job.wait(job.is_complete, support.LIMIT)))
+                   for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        job.run(1)
+        job.complete("", 0)
+        for thread in threads:
+            thread.join(support.LIMIT)
+        self.assertEqual(results, [True] * 5)
+
+    def test_gives_up_after_the_seconds(self):
+        began = time.monotonic()
+        self.assertFalse(new_job().wait(lambda: False, 0.02))
+        self.assertGreaterEqual(time.monotonic() - began, 0.02)
+
+
+class ViewTest(unittest.TestCase):
+
+    def test_shows_what_the_seed_showed_in_its_order(self):
+        job = new_job()
+        self.assertEqual(list(job.view(DEFAULT_FIELDS)), "href id state start complete create".split())
+        job.run(1)
+        job.capture(OUT, b"o")
+        job.capture(rtot.ERR, b"e")
+        job.complete("exit status 1", 1)
+        self.assertEqual(list(job.view(DEFAULT_FIELDS)),
+                         "href id out err exit state start complete create".split())
+
+    def test_shows_all_that_there_is_on_request(self):
+        self.assertEqual(list(VIEW), ("href id out err exit state start complete create exit_code timed_out held "
+                                      "dropped pid label args cwd timeout tty script out_bytes err_bytes "
+                                      "duration").split())
+
+    def test_shows_what_is_not_utf8_as_a_replacement_character(self):
+        job = new_job()
+        job.capture(OUT, b"caf\xc3\xa9 \xff")
+        self.assertEqual(job.view(("out",))["out"], "caf\u00e9 \ufffd")
+
+
+class StoreTest(unittest.TestCase):
+
+    def add(self, store, count=1):
+        jobs = [Job(b"x", PLAIN, 1) for _ in range(count)]
+        for job in jobs:
+            store.add(job)
+        return jobs
+
+    def complete(self, store, job):
+        job.run(1)
+        job.complete("", 0)
+        return store.retire(job)
+
+    def test_ids_count_from_0_and_are_never_used_again(self):
+        store = JobStore(0, 1000)
+        self.assertEqual([job.id for job in self.add(store, 3)], [0, 1, 2])
+        for number in range(3):
+            store.remove(number)
+        self.assertEqual(self.add(store)[0].id, 3)
+        self.assertIsNone(store.get(0))
+
+    def test_ids_are_given_once_to_many_threads(self):
+        store, ids = JobStore(0, 10 ** 6), []
+        threads = [threading.Thread(target=lambda: ids.extend(job.id for job in self.add(store, 200)))
+                   for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sorted(ids), list(range(1600)))
+
+    def test_selects_by_state_and_label_in_order_of_id(self):
+        store = JobStore(0, 1000)
+        jobs = self.add(store, 4)
+        jobs[2].options = PLAIN._replace(label="x")
+        self.complete(store, jobs[2])
+        self.complete(store, jobs[1])
+        self.assertEqual(store.select(), jobs)
+        self.assertEqual(store.select(state="complete"), [jobs[1], jobs[2]])
+        self.assertEqual(store.select(state="complete", label="x"), [jobs[2]])
+
+    def test_keeps_so_many_complete_jobs_and_forgets_the_oldest(self):
+        store = JobStore(2, 1000)
+        jobs = self.add(store, 5)
+        self.assertEqual(self.complete(store, jobs[3]), [])
+        self.assertEqual(self.complete(store, jobs[1]), [])
+        self.assertEqual(self.complete(store, jobs[0]), [jobs[3]])
+        self.assertEqual(store.select(), [jobs[0], jobs[1], jobs[2], jobs[4]])
+
+    def test_refuses_scripts_beyond_its_bytes_and_takes_them_again_when_some_are_deleted(self):
+        store = JobStore(0, 3)
+        self.add(store, 3)
+        self.assertRaises(rtot.InsufficientStorage, self.add, store)
+        store.remove(1)
+        self.add(store)

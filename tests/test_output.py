@@ -1,0 +1,126 @@
+"""What a job has printed: order, bounds, places."""
+import random
+import tracemalloc
+import unittest
+
+import support  # noqa: F401  finds rtot
+from rtot import ERR, FOLD, OUT, Output, Reader
+
+
+def read_all(reader, limit=FOLD):
+    parts = []
+    while True:
+        data = reader.read(limit)
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+
+
+def reader_of(output, which=None):
+    return Reader(output, which, [stream.start for stream in output.streams])
+
+
+class OrderTest(unittest.TestCase):
+
+    def test_keeps_the_streams_apart_and_the_log_in_order_of_arrival(self):
+        output = Output(1 << 20)
+        for stream, data in ((ERR, b"e1 "), (OUT, b"o1 "), (OUT, b"o2 "), (ERR, b"e2 "), (OUT, b"o3 ")):
+            output.append(stream, data)
+        self.assertEqual(read_all(reader_of(output, OUT)), b"o1 o2 o3 ")
+        self.assertEqual(read_all(reader_of(output, ERR)), b"e1 e2 ")
+        self.assertEqual(read_all(reader_of(output)), b"e1 o1 o2 e2 o3 ")
+
+    def test_readers_have_places_of_their_own(self):
+        output = Output(1 << 20)
+        first, second = reader_of(output), reader_of(output)
+        output.append(OUT, b"abc")
+        self.assertEqual(first.read(2), b"ab")
+        self.assertEqual(second.read(9), b"abc")
+        output.append(ERR, b"def")
+        self.assertEqual(first.read(9), b"cdef")
+        self.assertEqual(second.read(9), b"def")
+        self.assertEqual(second.read(9), b"")
+
+    def test_agrees_with_a_plain_model_whatever_is_printed_dropped_and_read(self):
+        for seed in range(50):
+            chance = random.Random(seed)
+            limit = chance.choice((1, 7, 100, 5000, 1 << 18))
+            output, log = Output(limit), []         # the model: a list of (stream, byte)
+            readers = []
+            for _ in range(chance.randrange(1, 120)):
+                stream = chance.choice((OUT, OUT, ERR))
+                data = bytes(bytearray(chance.choice(b"ab\n") for _ in range(chance.choice((1, 3, 50, 3000)))))
+                output.append(stream, data)
+                log.extend((stream, byte) for byte in bytearray(data))
+                if chance.random() < 0.2:
+                    readers.append((reader_of(output, chance.choice((OUT, ERR, None))), []))
+                for reader, seen in readers:
+                    seen.append(reader.read(chance.choice((0, 1, 10, 4000))))
+            kept = log[-limit:]
+            self.assertEqual(output.end, len(log), seed)
+            self.assertEqual(output.start, len(log) - len(kept), seed)
+            for which in (OUT, ERR, None):
+                expected = bytes(bytearray(byte for stream, byte in kept if which in (None, stream)))
+                self.assertEqual(read_all(reader_of(output, which)), expected, seed)
+                for lines in (0, 1, 2, 5, 10 ** 6):
+                    reader = Reader(output, which, output.tail(lines, which))
+                    self.assertEqual(read_all(reader), b"".join(expected.splitlines(True)[-lines:] if lines else []),
+                                     (seed, lines))
+            for reader, seen in readers:            # who reads on ends where the log ends, with what is left
+                seen.append(read_all(reader))
+                whole = bytes(bytearray(byte for stream, byte in log if reader.which in (None, stream)))
+                self.assertTrue(whole.endswith(seen[-1]), seed)
+                if not reader.lost:
+                    self.assertTrue(whole.endswith(b"".join(seen)), seed)
+
+
+class BoundTest(unittest.TestCase):
+
+    def test_drops_the_oldest_in_order_of_the_log_and_counts_it(self):
+        output = Output(10)
+        output.append(OUT, b"aaaa")
+        output.append(ERR, b"bbbb")
+        output.append(OUT, b"cccc")
+        self.assertEqual(output.start, 2)
+        self.assertEqual(read_all(reader_of(output)), b"aabbbbcccc")
+        output.append(OUT, b"dddd")
+        self.assertEqual(read_all(reader_of(output)), b"bbccccdddd")
+        self.assertEqual([stream.start for stream in output.streams], [4, 2])
+
+    def test_a_reader_that_was_left_behind_goes_on_with_what_is_kept_and_knows_how_much_it_lost(self):
+        output = Output(10)
+        reader = reader_of(output, OUT)
+        output.append(OUT, b"0123456789")
+        self.assertEqual(reader.read(2), b"01")
+        output.append(OUT, b"abcde")
+        self.assertEqual(reader.read(99), b"56789abcde")
+        self.assertEqual(reader.lost, 3)
+
+    def test_a_line_at_a_time_costs_less_than_twice_its_bytes(self):
+        line = b"x" * 49 + b"\n"
+        for alternate in (False, True):
+            tracemalloc.start()
+            output = Output(1 << 30)
+            for number in range(200000):
+                output.append(number & 1 if alternate else OUT, bytes(line))
+            used = tracemalloc.get_traced_memory()[0]
+            tracemalloc.stop()
+            self.assertLess(used, 2 * output.end, "alternate: %s" % alternate)
+
+    def test_what_is_dropped_frees_its_memory(self):
+        tracemalloc.start()
+        output = Output(1 << 20)
+        for number in range(100000):
+            output.append(number & 1, b"y" * 400)
+        used = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        self.assertLess(used, 2 << 20)
+
+    def test_a_reader_is_in_danger_only_when_it_would_lose_something(self):
+        output = Output(100)
+        behind, ahead = reader_of(output, OUT), reader_of(output, OUT)
+        output.append(OUT, b"x" * 80)
+        ahead.read(99)
+        self.assertFalse(behind.endangered(20))
+        self.assertTrue(behind.endangered(21))
+        self.assertFalse(ahead.endangered(21))

@@ -1,0 +1,579 @@
+"""Jobs as processes: started, caught, ended, bounded."""
+import os
+import re
+import signal
+import threading
+import time
+import unittest
+
+import support
+from support import ServerCase, is_alive, need, wait_until
+
+
+class ScriptTest(ServerCase):
+
+    def test_a_script_without_a_first_line_is_run_by_bash(self):
+        job = self.server.run("echo $BASH_VERSION; echo $0")
+        self.assertRegex(job["out"], r"^[0-9]+\.[^\n]*\n/[^\n]*\n$")
+        self.assertEqual(job["script"], "#!/bin/bash\necho $BASH_VERSION; echo $0")
+
+    def test_a_first_line_names_the_interpreter_and_one_argument(self):
+        self.assertEqual(self.server.run("#!/bin/sh -eu\necho $-\n")["out"].strip().replace("h", ""), "ue")
+
+    def test_no_final_newline_is_fine(self):
+        self.assertEqual(self.server.run("#!/bin/echo")["exit_code"], 0)
+
+    def test_a_relative_interpreter_is_relative_to_the_working_directory(self):
+        os.symlink("/bin/sh", os.path.join(self.server.tmp, "mysh"))
+        self.addCleanup(os.unlink, os.path.join(self.server.tmp, "mysh"))
+        for name in ("mysh", "./mysh"):
+            job = self.server.run("#!%s\necho hi" % name, "cwd=" + self.server.tmp)
+            self.assertEqual((job["out"], job.get("exit")), ("hi\n", None))
+        self.assertEqual(self.server.run("#!sh\necho hi")["exit"], "fork/exec sh: no such file or directory")
+
+    def test_an_interpreter_that_is_missing_is_told_as_go_tells_it(self):
+        job = self.server.run("#!/no/such\n")
+        self.assertEqual((job["exit"], job["exit_code"], job["state"]),
+                         ("fork/exec /no/such: no such file or directory", 127, "complete"))
+        self.assertEqual(job["start"], "0001-01-01 00:00:00 +0000 UTC")
+
+    def test_an_interpreter_that_may_not_be_run_is_told_as_go_tells_it(self):
+        job = self.server.run("#!/etc/passwd\n")
+        self.assertEqual((job["exit"], job["exit_code"]), ("fork/exec /etc/passwd: permission denied", 126))
+
+    def test_a_first_line_without_an_interpreter_is_an_exec_format_error(self):
+        job = self.server.run("#!\necho hi")
+        self.assertRegex(job["exit"], "^fork/exec /.*: exec format error$")
+        self.assertEqual(job["exit_code"], 126)
+
+    def test_a_script_whose_newlines_were_stripped_is_told_about_data_binary(self):
+        for script in ("#!/bin/bashecho hi", "#!/usr/bin/env bashecho hi"):
+            job = self.server.run(script)
+            self.assertEqual(job["exit_code"], 127)
+            self.assertIn("--data-binary", job["err"])
+
+    def test_a_script_with_dos_line_ends_is_told_about_the_carriage_return(self):
+        job = self.server.run("#!/bin/sh\r\necho hi\r\n")
+        self.assertEqual(job["exit"], "fork/exec /bin/sh\r: no such file or directory")
+        self.assertIn("carriage return", job["err"])
+
+    def test_a_script_of_any_bytes_is_run_as_it_is(self):
+        script = b"#!/usr/bin/tail -n+2\n" + bytes(bytearray(range(256))) * 40
+        number = self.server.post("/jobs?wait", script).job["id"]
+        self.assertEqual(self.server.out(number), script.partition(b"\n")[2])
+        self.assertEqual(self.server.get("/jobs/%d/script" % number).body, script)
+
+    def test_the_script_stays_until_it_has_exited_and_not_longer(self):
+        number = self.server.start("read -t 60 line; cat $0 | wc -l; echo $line $0", "stdin")
+        self.server.post("/jobs/%d/stdin?eof" % number, "go\n")
+        job = self.server.get("/jobs/%d?wait" % number).job
+        lines = job["out"].split("\n")
+        self.assertEqual((lines[0].strip(), lines[1].split()[0]), ("1", "go"))
+        self.assertFalse(os.path.exists(lines[1].split()[1]))
+
+
+class EnvironmentTest(ServerCase):
+
+    def setUp(self):
+        self.addCleanup(lambda: self.server.delete("/jobs"))
+
+    def test_a_job_has_descriptors_0_1_and_2_only(self):
+        self.server.start("sleep 60")       # another job, with descriptors of its own
+        out = self.server.run("exec ls -l /proc/self/fd")["out"]
+        self.assertRegex(out, r"^total 0\n.* 0 -> /dev/null\n.* 1 -> pipe:.*\n.* 2 -> pipe:.*\n.* 3 -> /proc/.*\n$")
+
+    def test_a_job_does_not_inherit_what_the_server_was_started_with(self):
+        server = self.own_server(wrapper=["bash", "-c", 'exec 7</etc/passwd; exec "$@"', "bash"])
+        self.assertNotIn("passwd", server.run("ls -l /proc/self/fd /proc/$$/fd")["out"])
+
+    def test_a_job_has_default_signals_and_an_empty_mask_even_under_nohup(self):
+        ignore = ["bash", "-c", "trap '' HUP INT QUIT PIPE TSTP USR1; exec \"$@\"", "bash"]
+        script = "grep -E '^Sig(Blk|Ign)' /proc/self/status; trap"
+        internal = 3 << 31      # 32 and 33 are glibc's own: nobody can set them (signal(7))
+        for server in (self.server, self.own_server(wrapper=ignore)):
+            out = server.run(script)["out"].split()
+            self.assertEqual((out[0], out[2], len(out)), ("SigBlk:", "SigIgn:", 4), out)
+            self.assertEqual((int(out[1], 16), int(out[3], 16) & ~internal), (0, 0), out)
+
+    def test_a_broken_pipe_ends_a_writer(self):
+        self.assertEqual(self.server.run("yes | head -n 1; echo ${PIPESTATUS[0]}")["out"], "y\n141\n")
+
+    def test_the_secret_is_not_in_the_environment_of_a_job(self):
+        server = self.own_server(secret=None, env={"RTOT_SECRET": "swordfish", "OTHER": "x"})
+        server.secret = "swordfish"
+        out = server.run("env")["out"]
+        self.assertIn("OTHER=x", out)
+        self.assertNotIn("swordfish", out)
+
+    def test_standard_input_is_empty_unless_asked_for(self):
+        self.assertEqual(self.server.run("read x; echo $?; cat")["out"], "1\n")
+
+    def test_the_limit_of_descriptors_is_the_one_that_the_server_was_given(self):
+        server = self.own_server(wrapper=["bash", "-c", 'ulimit -Sn 300; exec "$@"', "bash"])
+        self.assertEqual(server.run("sleep 0.05; ulimit -Sn")["out"], "300\n")
+
+    def test_a_job_leads_a_session_of_its_own(self):
+        job = self.server.run("ps -o pid=,pgid=,sid= -p $$ || cut -d' ' -f1,5,6 /proc/$$/stat")
+        self.assertEqual(job["out"].split(), [str(job["pid"])] * 3)
+
+    def test_shapes_a_job_by_arg_env_cwd_and_label(self):
+        job = self.server.run('printf "<%s>" "$@"; echo "$A|$B"; pwd',
+                              "arg=1&arg=two+words&arg=%C3%A9%FF&env=A=x%3Dy&env=B=&cwd=/usr&label=night;ly")
+        self.assertEqual(job["out"], "<1><two words><\u00e9\ufffd>x=y|\n/usr\n")
+        self.assertEqual((job["args"], job["cwd"], job["label"]),
+                         (["1", "two words", "\u00e9\ufffd"], "/usr", "night;ly"))
+
+
+class CaptureTest(ServerCase):
+
+    def test_standard_output_and_error_are_apart_and_in_order_in_the_log(self):
+        job = self.server.run("for i in 1 2 3; do echo o$i; sleep 0.02; echo e$i >&2; sleep 0.02; done")
+        self.assertEqual((job["out"], job["err"]), ("o1\no2\no3\n", "e1\ne2\ne3\n"))
+        self.assertEqual(self.server.get("/jobs/%d/log" % job["id"]).body, b"o1\ne1\no2\ne2\no3\ne3\n")
+
+    def test_shows_what_was_printed_so_far_while_it_runs(self):
+        number = self.server.start("echo ready; echo e >&2; read line; echo $line", "stdin")
+        self.server.wait_for_out(number, b"ready\n")
+        wait_until(lambda: self.server.get("/jobs/%d/err" % number).body == b"e\n")
+        answer = self.server.get("/jobs/%d" % number)
+        self.assertEqual((answer.status, answer.job["state"], answer.job["out"]), (202, "running", "ready\n"))
+        self.server.post("/jobs/%d/stdin" % number, "steady\n")
+        answer = self.server.get("/jobs/%d?wait" % number)
+        self.assertEqual((answer.status, answer.job["out"]), (200, "ready\nsteady\n"))
+
+    def test_output_that_comes_after_the_exit_is_waited_for(self):
+        job = self.server.run("(sleep 0.2; echo late) & echo early")
+        self.assertEqual((job["out"], job["held"]), ("early\nlate\n", False))
+
+    def test_an_exit_that_comes_after_the_output_is_waited_for(self):
+        job = self.server.run("exec >&- 2>&-; sleep 0.3; exit 7")
+        self.assertEqual(job["exit_code"], 7)
+        self.assertGreater(job["duration"], 0.25)
+
+    def test_what_is_left_in_the_background_does_not_hold_the_job(self):
+        job = self.server.run("sleep 99 & echo $!")
+        self.assertTrue(job["held"])
+        self.assertLess(job["duration"], 20)
+        pid = int(job["out"])
+        self.assertTrue(is_alive(pid))
+        self.assertEqual(self.server.post("/jobs/%d/kill" % job["id"]).status, 204)
+        wait_until(lambda: not is_alive(pid))
+        wait_until(lambda: not self.server.job(job["id"])["held"])
+
+    def test_what_is_held_is_still_captured(self):
+        job = self.server.run("(sleep 0.8; echo later) & echo now")
+        self.assertEqual((job["out"], job["held"]), ("now\n", True))
+        self.server.wait_for_out(job["id"], b"now\nlater\n")
+
+    def test_deleting_a_complete_job_leaves_its_background_alone_and_its_output_flows(self):
+        job = self.server.run("(for i in $(seq 20000); do echo a line of some length; done; sleep 99) & echo $!")
+        self.assertTrue(job["held"])
+        pid = int(job["out"].split("\n")[0])
+        self.assertEqual(self.server.delete("/jobs/%d" % job["id"]).status, 204)
+        def has_printed_all():      # the last command of a subshell takes its place
+            with open("/proc/%d/cmdline" % pid) as file:
+                return file.read().startswith("sleep")
+        wait_until(has_printed_all)
+        self.assertTrue(is_alive(pid))
+
+    def test_exit_codes_and_signals_are_told_as_go_tells_them(self):
+        for script, text, code in (("exit 0", None, 0), ("exit 3", "exit status 3", 3), ("kill -9 $$", "signal: killed", 137),
+                                   ("kill -TERM $$", "signal: terminated", 143), ("exit 256", None, 0),
+                                   ("kill -USR1 $$", "signal: user defined signal 1", 138)):
+            job = self.server.run(script)
+            self.assertEqual((job.get("exit"), job["exit_code"]), (text, code))
+
+    def test_a_core_dump_is_told(self):
+        job = self.server.run("ulimit -c unlimited; cd %s; kill -SEGV $$" % self.server.tmp)
+        for name in os.listdir(self.server.tmp):
+            if name.startswith("core"):
+                os.unlink(os.path.join(self.server.tmp, name))
+        self.assertRegex(job["exit"], r"^signal: segmentation fault( \(core dumped\))?$")
+        self.assertEqual(job["exit_code"], 139)
+
+    def test_no_status_is_lost_or_stolen_among_many(self):
+        def jobs(base):
+            for code in range(base, base + 30):
+                results.append(self.server.run("exit %d" % code)["exit_code"] == code)
+        results = []
+        threads = [threading.Thread(target=jobs, args=(base,)) for base in range(0, 240, 30)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(results, [True] * 240)
+
+
+def children_of(pid):
+    try:
+        with open("/proc/%d/task/%d/children" % (pid, pid)) as file:
+            return [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+
+
+FAMILY = """
+bash -c 'trap "" TERM; bash -c "sleep 98 & wait" >/dev/null 2>&1 & echo $!; echo $$; sleep 99' &
+echo $!; sleep 99 & echo $!
+wait
+"""
+
+
+class StopTest(ServerCase):
+
+    def family(self, query=""):
+        """Start a script with children and grandchildren of which one ignores TERM; return (number, pids)."""
+        number = self.server.start(FAMILY, query)
+        lines = wait_until(lambda: self.server.out(number).count(b"\n") == 4 and self.server.out(number).split())
+        return number, [self.server.job(number)["pid"]] + [int(line) for line in lines]
+
+    def assertGone(self, pids):
+        wait_until(lambda: not any(is_alive(pid) for pid in pids), "the end of %s" % pids)
+
+    def test_deleting_a_running_job_ends_its_whole_group(self):
+        number, pids = self.family()
+        self.assertEqual(self.server.delete("/jobs/%d" % number).status, 204)
+        self.assertEqual(self.server.get("/jobs/%d" % number).status, 404)
+        self.assertGone(pids)
+
+    def test_kill_sends_term_and_after_the_grace_kill_to_the_whole_group(self):
+        number, pids = self.family()
+        self.assertEqual(self.server.post("/jobs/%d/kill?grace=0.3" % number).status, 204)
+        job = self.server.get("/jobs/%d?wait&fields=all" % number).job
+        self.assertEqual((job["exit"], job["exit_code"], job["timed_out"]), ("signal: terminated", 143, False))
+        self.assertGone(pids)
+
+    def test_a_timeout_ends_children_and_grandchildren_of_which_one_ignores_term(self):
+        number, pids = self.family("timeout=1")
+        job = self.server.get("/jobs/%d?wait&fields=all" % number).job
+        self.assertEqual((job["timed_out"], job["exit_code"], job["timeout"]), (True, 143, 1.0))
+        self.assertGone(pids)
+
+    def test_a_job_that_ends_in_time_did_not_time_out(self):
+        job = self.server.run("exit 4", "timeout=60")
+        self.assertEqual((job["timed_out"], job["exit_code"]), (False, 4))
+
+    def test_term_lets_a_script_clean_up(self):
+        number = self.server.start("trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.05; done")
+        self.server.wait_for_out(number, b"ready\n")
+        self.server.post("/jobs/%d/kill" % number)
+        job = self.server.get("/jobs/%d?wait&fields=all" % number).job
+        self.assertEqual((job["out"], job["exit_code"]), ("ready\nbye\n", 9))
+
+    def test_kill_sends_just_the_signal_that_is_named(self):
+        number = self.server.start("trap 'echo int' INT; trap 'echo usr; exit 0' USR1; echo ready; "
+                                   "while :; do sleep 0.05; done")
+        self.server.wait_for_out(number, b"ready\n")
+        for name in ("INT", "SIGINT", "2", "int"):
+            count = self.server.out(number).count(b"int\n")
+            self.assertEqual(self.server.post("/jobs/%d/kill?signal=%s" % (number, name)).status, 204)
+            wait_until(lambda: self.server.out(number).count(b"int\n") > count)
+        self.server.post("/jobs/%d/kill?signal=USR1" % number)
+        self.assertEqual(self.server.get("/jobs/%d?wait&fields=all" % number).job["exit_code"], 0)
+
+    def test_a_named_signal_with_a_grace_is_followed_by_kill(self):
+        number = self.server.start("trap '' INT; echo ready; while :; do sleep 0.05; done")
+        self.server.wait_for_out(number, b"ready\n")
+        self.server.post("/jobs/%d/kill?signal=INT&grace=0.2" % number)
+        self.assertEqual(self.server.get("/jobs/%d?wait&fields=all" % number).job["exit"], "signal: killed")
+
+    def test_a_stopped_job_dies_too(self):
+        number = self.server.start("echo ready; kill -STOP $$; sleep 99")
+        self.server.wait_for_out(number, b"ready\n")
+        pid = self.server.job(number)["pid"]
+        wait_until(lambda: support.process_state(pid) == "T")
+        self.server.post("/jobs/%d/kill" % number)
+        self.assertEqual(self.server.get("/jobs/%d?wait&fields=all" % number).job["exit"], "signal: terminated")
+
+    def test_there_is_nothing_to_kill_in_a_complete_job(self):
+        job = self.server.run("true")
+        self.assertError(self.server.post("/jobs/%d/kill" % job["id"]), 409, "complete")
+
+    def test_no_zombie_and_no_descriptor_stays(self):
+        wait_until(lambda: self.server.children() == ([], []), "no children")
+        before = self.server.descriptors()
+        for query in ("", "stdin", "tty"):
+            self.server.run("true", query)
+        self.server.run("#!/no/such")
+        number = self.server.start("sleep 99")
+        self.server.post("/jobs/%d/kill?signal=KILL" % number)
+        wait_until(lambda: self.server.children() == ([], []), "no children")
+        wait_until(lambda: self.server.descriptors() <= before, "%d descriptors" % before)
+
+    def test_a_zombie_that_pins_its_group_hides_no_other_end(self):
+        held = self.server.run("sleep 99 & true")
+        self.assertEqual([self.server.run("exit 5")["exit_code"] for _ in range(5)], [5] * 5)
+        self.server.post("/jobs/%d/kill?signal=KILL" % held["id"])
+
+
+class ParallelTest(ServerCase):
+    options = ("-j", "2")
+
+    def test_runs_so_many_at_a_time_and_the_rest_first_come_first_served(self):
+        self.addCleanup(lambda: self.server.delete("/jobs"))
+        numbers = [self.server.start("read line; date +%s%N", "stdin") for _ in range(5)]
+        wait_until(lambda: self.server.job(numbers[1])["state"] == "running")
+        states = [self.server.job(number)["state"] for number in numbers]
+        self.assertEqual(states, ["running", "running", "new", "new", "new"])
+        self.server.delete("/jobs/%d" % numbers[2])
+        for number in (numbers[1], numbers[0], numbers[3], numbers[4]):
+            wait_until(lambda: self.server.job(number)["state"] == "running")
+            self.server.post("/jobs/%d/stdin" % number, "\n")
+            self.server.get("/jobs/%d?wait" % number)
+        starts = [self.server.job(number)["start"] for number in (numbers[3], numbers[4])]
+        self.assertEqual(starts, sorted(starts))
+        self.assertEqual(self.server.get("/jobs/%d" % numbers[2]).status, 404)
+
+    def test_one_that_waits_can_be_deleted_unstarted(self):
+        self.addCleanup(lambda: self.server.delete("/jobs"))
+        busy = [self.server.start("sleep 99") for _ in range(2)]
+        marker = os.path.join(self.server.tmp, "marker")
+        waiting = self.server.start("touch " + marker)
+        self.assertError(self.server.post("/jobs/%d/kill" % waiting), 409, "not started")
+        self.assertEqual(self.server.delete("/jobs/%d" % waiting).status, 204)
+        for number in busy:
+            self.server.delete("/jobs/%d" % number)
+        self.server.run("true")
+        self.assertFalse(os.path.exists(marker))
+
+    def test_standard_input_of_one_that_waits_is_held_until_it_starts(self):
+        self.addCleanup(lambda: self.server.delete("/jobs"))
+        busy = [self.server.start("sleep 99") for _ in range(2)]
+        waiting = self.server.start("cat", "stdin")
+        thread = threading.Thread(target=self.server.post, args=("/jobs/%d/stdin?eof" % waiting, "late"))
+        thread.start()
+        for number in busy:
+            self.server.delete("/jobs/%d" % number)
+        self.assertEqual(self.server.get("/jobs/%d?wait" % waiting).job["out"], "late")
+        thread.join()
+
+
+class BoundTest(ServerCase):
+    options = ("--max-output", "100K", "--max-total", "250K", "--keep", "3")
+
+    def test_drops_the_oldest_output_of_a_job_and_counts_it(self):
+        job = self.server.run("seq 100000", fields="dropped,out_bytes,exit_code,out")
+        whole = "".join("%d\n" % number for number in range(1, 100001))
+        self.assertEqual((job["out_bytes"], job["dropped"]), (len(whole), len(whole) - 102400))
+        self.assertEqual(job["out"], whole[-102400:])
+        answer = self.server.get("/jobs/%d/out" % job["id"])
+        self.assertEqual(answer.headers["rtot-dropped"], str(job["dropped"]))
+        self.assertEqual(len(answer.body), 102400)
+
+    def test_drops_the_output_printed_longest_ago_of_all_jobs(self):
+        first, second, third = [self.server.run("head -c 100000 /dev/zero")["id"] for _ in range(3)]
+        dropped = [self.server.job(number)["dropped"] for number in (first, second, third)]
+        self.assertEqual(dropped, [300000 - 250 * 1024, 0, 0])
+
+    def test_a_deleted_job_gives_its_share_back(self):
+        for _ in range(3):
+            self.server.run("head -c 100000 /dev/zero")
+        self.server.delete("/jobs")
+        numbers = [self.server.run("head -c 100000 /dev/zero")["id"] for _ in range(2)]
+        self.assertEqual([self.server.job(number)["dropped"] for number in numbers], [0, 0])
+
+    def test_forgets_the_oldest_complete_jobs_beyond_those_to_keep(self):
+        numbers = [self.server.run("true")["id"] for _ in range(5)]
+        self.assertEqual([job["id"] for job in self.server.get("/jobs").jobs], numbers[-3:])
+
+
+class StdinTest(ServerCase):
+
+    def test_takes_any_bytes_in_several_requests_and_closes_at_eof(self):
+        data = bytes(bytearray(range(256))) * 64
+        number = self.server.start("cat", "stdin")
+        self.assertEqual(self.server.post("/jobs/%d/stdin" % number, data).status, 204)
+        self.server.wait_for_out(number, data)
+        self.assertEqual(self.server.post("/jobs/%d/stdin?eof" % number, data).status, 204)
+        self.assertEqual(self.server.get("/jobs/%d?wait" % number).status, 200)
+        self.assertEqual(self.server.out(number), data * 2)
+
+    def test_takes_more_than_a_pipe_holds(self):
+        data = os.urandom(1 << 20) * 8
+        number = self.server.start("sleep 0.2; md5sum", "stdin")
+        self.assertEqual(self.server.post("/jobs/%d/stdin?eof" % number, data).status, 204)
+        import hashlib
+        self.assertEqual(self.server.get("/jobs/%d?wait" % number).job["out"].split()[0], hashlib.md5(data).hexdigest())
+
+    def test_takes_a_chunked_body_as_it_comes(self):
+        number = self.server.start("cat", "stdin")
+        with self.server.connect() as connection:
+            connection.sendall(b"POST /jobs/%d/stdin?eof HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n"
+                               b"Transfer-Encoding: chunked\r\n\r\n3\r\none\r\n" % number)
+            self.server.wait_for_out(number, b"one")
+            connection.sendall(b"3\r\ntwo\r\n0\r\n\r\n")
+            self.assertIn(b" 204 ", connection.recv(1000))
+        self.assertEqual(self.server.get("/jobs/%d?wait" % number).job["out"], "onetwo")
+
+    def test_a_job_that_does_not_read_holds_the_request_and_not_the_server(self):
+        number = self.server.start("sleep 99", "stdin")
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(
+            self.server.post("/jobs/%d/stdin" % number, b"x" * (1 << 20))))
+        thread.start()
+        self.assertEqual(self.server.run("echo hi")["out"], "hi\n")
+        self.assertEqual(answers, [])
+        self.server.post("/jobs/%d/kill?signal=KILL" % number)
+        thread.join(support.LIMIT)
+        self.assertError(answers[0], 409, "closed")
+
+    def test_a_client_that_goes_away_meanwhile_frees_its_thread(self):
+        number = self.server.start("sleep 99", "stdin")
+        self.addCleanup(lambda: self.server.delete("/jobs/%d" % number))
+        before = wait_until(lambda: self.server.threads() == 2 and 2)
+        connection = self.server.connect()
+        connection.sendall(b"POST /jobs/%d/stdin HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n"
+                           b"Content-Length: 100000\r\n\r\n" % number + b"x" * 100000)
+        wait_until(lambda: self.server.threads() > before)
+        connection.close()
+        wait_until(lambda: self.server.threads() <= before)
+
+    def test_refuses_input_that_was_never_open_or_is_closed(self):
+        number = self.server.start("sleep 99")
+        self.assertError(self.server.post("/jobs/%d/stdin" % number, "x"), 409, r"\?stdin")
+        self.server.delete("/jobs/%d" % number)
+        number = self.server.start("cat >/dev/null; sleep 99", "stdin")
+        self.assertEqual(self.server.post("/jobs/%d/stdin?eof" % number).status, 204)
+        self.assertError(self.server.post("/jobs/%d/stdin" % number, "x"), 409, "closed")
+        self.server.delete("/jobs/%d" % number)
+        number = self.server.run("true", "stdin")["id"]
+        self.assertError(self.server.post("/jobs/%d/stdin" % number, "x"), 409, "closed")
+
+
+class TerminalTest(ServerCase):
+
+    def test_a_job_has_a_real_terminal_of_the_size_that_was_asked_for(self):
+        job = self.server.run("test -t 0 -a -t 1 -a -t 2 && stty size; echo e >&2; echo hi >/dev/tty; tty",
+                              "tty&rows=40&cols=132")
+        self.assertRegex(job["out"], "^40 132\r\ne\r\nhi\r\n/dev/")
+        self.assertNotIn("err", job)
+        self.assertEqual(job["tty"], {"rows": 40, "cols": 132})
+        self.assertEqual(self.server.run("stty size", "tty")["out"], "24 80\r\n")
+
+    def test_control_c_interrupts_the_foreground(self):
+        number = self.server.start("trap 'echo got it' INT; echo ready; sleep 99; echo $?", "tty")
+        self.server.wait_for_out(number, b"ready")
+        wait_until(lambda: children_of(self.server.job(number)["pid"]))
+        self.assertEqual(self.server.post("/jobs/%d/stdin" % number, b"\x03").status, 204)
+        self.assertRegex(self.server.get("/jobs/%d?wait" % number).job["out"], r"got it\r\n130\r\n$")
+
+    def test_has_job_control(self):
+        job = self.server.run("set -m; sleep 99 & jobs; kill %1; wait; sleep 0.05 & fg; echo end", "tty")
+        self.assertRegex(job["out"], r"\[1\].*sleep 99")
+        self.assertNotIn("no job control", job["out"])
+        self.assertRegex(job["out"], "end\r\n$")
+
+    def test_resize_is_seen_by_the_job(self):
+        number = self.server.start("trap 'stty size; exit' WINCH; echo ready; while :; do sleep 0.05; done", "tty")
+        self.server.wait_for_out(number, b"ready")
+        self.assertEqual(self.server.post("/jobs/%d/resize?rows=50&cols=120" % number).status, 204)
+        self.assertIn("50 120", self.server.get("/jobs/%d?wait" % number).job["out"])
+
+    def test_a_prompt_is_answered_by_stdin(self):
+        number = self.server.start("read -p 'sure? ' answer; echo \"<$answer>\"", "tty")
+        self.server.wait_for_out(number, b"sure? ")
+        self.server.post("/jobs/%d/stdin" % number, "yes\n")
+        self.assertIn("<yes>", self.server.get("/jobs/%d?wait" % number).job["out"])
+
+    def test_eof_is_control_d(self):
+        number = self.server.start("cat; echo end", "tty")
+        self.server.post("/jobs/%d/stdin?eof" % number, "line\n")
+        self.assertRegex(self.server.get("/jobs/%d?wait" % number).job["out"], "line\r\nend\r\n$")
+
+    def test_resize_without_a_terminal_is_refused(self):
+        number = self.server.run("true")["id"]
+        self.assertError(self.server.post("/jobs/%d/resize?rows=1&cols=1" % number), 409, "tty")
+        number = self.server.run("true", "tty")["id"]
+        self.assertError(self.server.post("/jobs/%d/resize?rows=1&cols=1" % number), 409, "closed")
+
+    def test_what_is_left_on_a_terminal_does_not_spin_the_server(self):
+        job = self.server.run("trap '' HUP; sleep 99 & echo $!", "tty")
+        before = self.server.cpu()
+        time.sleep(0.5)         # a span in which nothing may be done, not a wait for something
+        self.assertLess(self.server.cpu() - before, 0.2)
+        if is_alive(int(job["out"])):
+            os.kill(int(job["out"]), signal.SIGKILL)
+
+
+class LoadTest(ServerCase):
+
+    def test_two_thousand_jobs_of_32_clients_at_once_all_complete_with_the_right_output(self):
+        failures = []
+
+        def client(base):
+            connection = self.server.client()
+            numbers = {}
+            for index in range(base, 2000, 32):
+                answer = self.server.post("/jobs?fields=", "echo out %d; echo err %d >&2; exit %d"
+                                          % (index, index, index % 7), client=connection)
+                numbers[answer.job["id"]] = index
+            for number, index in numbers.items():
+                job = self.server.get("/jobs/%d?wait&fields=all" % number, client=connection).job
+                if (job["out"], job["err"], job["exit_code"]) != ("out %d\n" % index, "err %d\n" % index, index % 7):
+                    failures.append(job)
+            connection.close()
+        threads = [threading.Thread(target=client, args=(base,)) for base in range(32)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(failures, [])
+        self.assertEqual(len(self.server.get("/jobs?state=complete&fields=").jobs), 2000)
+        self.server.delete("/jobs")
+
+
+class NothingLeftTest(unittest.TestCase):
+
+    def end(self, stop, script="echo $$; sleep 96 & echo $!; wait", lines=2):
+        server = support.Server().ready()
+        self.addCleanup(server.close)
+        number = server.start(script)
+        lines = wait_until(lambda: server.out(number).count(b"\n") == lines and server.out(number).split())
+        pids = [server.job(number)["pid"]] + [int(line) for line in lines]
+        held = server.run("sleep 97 & echo $!")
+        pids.append(int(held["out"]))
+        stop(server)
+        self.assertEqual(server.process.wait(support.LIMIT), 0, server.log())
+        self.assertFalse([pid for pid in pids if is_alive(pid)])
+        self.assertEqual(server.leftovers(), [])
+
+    def test_delete_root_ends_everything(self):
+        self.end(lambda server: self.assertEqual(server.delete("/").status, 204))
+
+    def test_sigterm_ends_everything(self):
+        self.end(lambda server: server.process.send_signal(signal.SIGTERM), FAMILY, 4)
+
+    def test_sigint_ends_everything(self):
+        self.end(lambda server: server.process.send_signal(signal.SIGINT))
+
+    def test_what_has_left_its_group_does_not_keep_the_server(self):
+        server = support.Server().ready()
+        self.addCleanup(server.close)
+        job = server.run("setsid sleep 30 & echo $!")
+        self.assertTrue(job["held"])
+        self.assertEqual(server.stop(), 0)
+        for path in re.findall("[0-9]+", job["out"]):
+            if is_alive(int(path)):
+                os.kill(int(path), signal.SIGKILL)
+
+    def test_a_follower_sees_the_end_of_a_job_that_the_server_takes_with_it(self):
+        server = support.Server().ready()
+        self.addCleanup(server.close)
+        number = server.start("trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done")
+        follower = support.Follower(server, "/jobs/%d/out?follow" % number)
+        wait_until(lambda: follower.data == b"ready\n")
+        self.assertEqual(server.delete("/").status, 204)
+        self.assertEqual(follower.finish(), b"ready\nbye\n")
+
+
+@need("unshare")
+class MountTest(unittest.TestCase):
+
+    def test_runs_where_the_temporary_directory_is_mounted_noexec(self):
+        if os.geteuid():
+            self.skipTest("needs root")
+        script = 'mount -t tmpfs -o noexec none "$TMPDIR" && exec "$@"'
+        server = support.Server(wrapper=["unshare", "-m", "sh", "-c", script, "sh"]).ready()
+        self.addCleanup(server.close)
+        job = server.run("#!/bin/sh\necho ran $0")
+        self.assertIn("ran " + server.tmp, job["out"])

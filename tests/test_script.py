@@ -1,0 +1,156 @@
+"""How a script is read as the kernel would, and where it is kept."""
+import errno
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import support
+import rtot
+from rtot import Workspace, parse_shebang
+
+HEADS = [
+    b"#!%s\n", b"#!%s", b"#! %s\n", b"#!\t %s \t\n", b"#!%s a\n", b"#!%s a b  c \n", b"#!%s  a", b"#!%s a ",
+    b"#!%s ", b"#!%s a\0b\n", b"#!%s\0\n", b"#!%s\0a\n", b"#!%s \0\n", b"#!%s -x\r\n", b"#!%s\r\n", b"#!\n%s",
+    b"#!", b"#! ", b"#!  \n", b"#!\0", b"#!%s\n\n\n", b"#!%s a\techo\n",
+] + [b"#!%s " + b"a" * count + end for count in (150, 200, 220, 230, 240, 250, 300) for end in (b"\n", b"")] + [
+    b"#!" + b" " * count + b"%s" + end for count in (100, 200, 210, 220, 230, 240, 253, 254, 260)
+    for end in (b"\n", b"", b" a\n")] + [b"#!%s" + b" " * 300 + b"a\n", b"#!" + b"a" * 300, b"#!" + b"/" * 300 + b"\n"]
+
+
+class ShebangTest(unittest.TestCase):
+
+    @unittest.skipUnless(support.LINUX, "needs Linux's kernel, whose rules these are")
+    def test_reads_the_first_line_as_the_kernel_does(self):
+        with tempfile.TemporaryDirectory() as directory:
+            interpreter = os.fsencode(os.path.join(directory, "interpreter"))
+            os.symlink(sys.executable, interpreter)
+            show = os.path.join(directory, "show")
+            with open(show, "w") as file:
+                file.write("#!%s\nimport sys, os\nos.write(1, repr([os.fsencode(a) for a in sys.argv[1:]]).encode())\n"
+                           % sys.executable)
+            os.chmod(show, 0o700)
+            for number, head in enumerate(HEADS):
+                script = head.replace(b"%s", os.fsencode(show))
+                path = os.path.join(directory, "script%d" % number)
+                with open(path, "wb") as file:
+                    file.write(script)
+                os.chmod(path, 0o700)
+                with self.subTest(script=script):
+                    self.assertEqual(self.ours(script, path), self.kernels(path))
+
+    def ours(self, script, path):
+        try:
+            interpreter, argument = parse_shebang(script)
+            arguments = ([argument] if argument is not None else []) + [os.fsencode(path)]
+            return subprocess.check_output([interpreter] + arguments)
+        except OSError as error:
+            return error.errno
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+
+    def kernels(self, path):
+        try:
+            return subprocess.check_output([path])
+        except OSError as error:
+            return error.errno
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+
+    def test_the_name_ends_at_a_blank_and_there_is_one_argument(self):
+        self.assertEqual(parse_shebang(b"#! /bin/sh  -e  -u \t\necho"), (b"/bin/sh", b"-e  -u"))
+        self.assertEqual(parse_shebang(b"#!/bin/sh"), (b"/bin/sh", None))
+
+    def test_what_the_kernel_would_not_take_is_an_exec_format_error(self):
+        for script in (b"#!\n", b"#!  \t\n", b"#!" + b"a" * 300 + b"\n"):
+            with self.assertRaises(OSError) as caught:
+                parse_shebang(script)
+            self.assertEqual(caught.exception.errno, errno.ENOEXEC)
+
+
+class WorkspaceTest(unittest.TestCase):
+
+    def setUp(self):
+        self.tmp = tempfile.TemporaryDirectory()
+        self.addCleanup(self.tmp.cleanup)
+        self.previous, tempfile.tempdir = tempfile.tempdir, self.tmp.name
+        self.addCleanup(setattr, tempfile, "tempdir", self.previous)
+
+    def workspace(self):
+        workspace = Workspace()
+        self.addCleanup(workspace.remove)
+        return workspace
+
+    def test_only_its_user_can_read_it(self):
+        previous = os.umask(0)
+        self.addCleanup(os.umask, previous)
+        script = self.workspace().write(b"echo hi")
+        self.assertEqual(stat.S_IMODE(os.stat(script.path).st_mode), 0o600)
+        self.assertEqual(stat.S_IMODE(os.stat(os.path.dirname(script.path)).st_mode), 0o700)
+
+    def test_nothing_is_made_before_the_first_script_and_nothing_left_after(self):
+        workspace = self.workspace()
+        workspace.sweep()
+        self.assertEqual(os.listdir(self.tmp.name), [])
+        workspace.write(b"1").close()
+        workspace.write(b"2")
+        workspace.remove()
+        self.assertEqual(os.listdir(self.tmp.name), [])
+
+    def test_sweeps_the_directory_of_a_server_that_was_killed_and_no_other(self):
+        living = self.workspace()
+        kept = living.write(b"kept")
+        stale = os.path.join(self.tmp.name, "rtot-stale")
+        os.mkdir(stale, 0o700)
+        with open(os.path.join(stale, "1"), "w"):
+            pass
+        other = os.path.join(self.tmp.name, "other")
+        os.mkdir(other)
+        os.symlink(other, os.path.join(self.tmp.name, "rtot-link"))
+        self.workspace().sweep()
+        self.assertFalse(os.path.exists(stale))
+        self.assertTrue(os.path.exists(kept.path))
+        self.assertTrue(os.path.isdir(other))
+
+    def test_makes_its_directory_again_when_somebody_cleaned_it_away(self):
+        workspace = self.workspace()
+        first = workspace.write(b"1")
+        first.close()
+        os.rmdir(os.path.dirname(first.path))
+        second = workspace.write(b"2")
+        with open(second.path, "rb") as file:
+            self.assertEqual(file.read(), b"2")
+
+    def test_closing_twice_harms_nothing(self):
+        script = self.workspace().write(b"x")
+        script.close()
+        script.close()
+
+    @unittest.skipUnless(os.path.exists("/dev/full"), "needs /dev/full")
+    def test_what_could_not_be_written_whole_is_refused(self):
+        workspace = self.workspace()
+        workspace.write(b"first").close()
+        workspace._next_path = lambda: b"/dev/full"
+        real, rtot.os.open = os.open, lambda name, flags, mode=0: real(name, os.O_WRONLY)
+        removed = []
+        unlink, rtot.os.unlink = os.unlink, removed.append
+        try:
+            with self.assertRaisesRegex(rtot.InsufficientStorage, "No space left"):
+                workspace.write(b"x" * 100000)
+        finally:
+            rtot.os.open, rtot.os.unlink = real, unlink
+        self.assertEqual(removed, [b"/dev/full"])
+
+
+class ExplainTest(unittest.TestCase):
+
+    def test_names_the_carriage_return(self):
+        self.assertIn(b"carriage return", rtot.explain_shebang(b"#!/bin/sh\r\necho hi\r\n"))
+
+    def test_names_data_binary_for_a_script_without_newlines(self):
+        self.assertIn(b"--data-binary", rtot.explain_shebang(b"#!/bin/bashecho hi"))
+
+    def test_says_nothing_of_others(self):
+        self.assertEqual(rtot.explain_shebang(b"#!/bin/sh\necho hi\r\n"), b"")
