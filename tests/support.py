@@ -109,8 +109,7 @@ class Server:
             return file.read()
 
     def connect(self, host="127.0.0.1"):
-        connection = socket.create_connection((host, self.port), timeout=LIMIT)
-        return connection
+        return socket.create_connection((host, self.port), timeout=LIMIT)
 
     def client(self):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
@@ -270,6 +269,13 @@ class Follower(threading.Thread):
     @property
     def data(self):
         return b"".join(data for _, data in self.parts)
+
+    def hang_up(self):
+        """Go away in the middle."""
+        self.connection.sock.shutdown(socket.SHUT_RDWR)
+        self.join(LIMIT)
+        self.connection.close()
+        self.response.close()
 
     def finish(self):
         """Wait for the end; return all bytes."""

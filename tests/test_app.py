@@ -1,7 +1,6 @@
 """The routes: what each answers, and what it refuses."""
 import random
 import re
-import socket
 import threading
 import time
 
@@ -245,7 +244,7 @@ class WaitTest(ServerCase):
         threads = [threading.Thread(target=wait) for _ in range(20)]
         for thread in threads:
             thread.start()
-        wait_until(lambda: self.server.threads() > 20)
+        wait_until(lambda: self.server.threads() >= 22)
         self.server.post("/jobs/%d/stdin" % number, "\n")
         for thread in threads:
             thread.join()
@@ -267,12 +266,11 @@ class WaitTest(ServerCase):
             self.assertEqual((answer.status, answer.body), (200, text))
 
     def test_a_waiter_whose_job_is_deleted_gets_its_end(self):
-        number, answers = self.server.start("echo ready; sleep 99"), []
-        self.server.wait_for_out(number, b"ready")
-        thread = threading.Thread(target=lambda: answers.append(self.server.get("/jobs/%d?wait" % number)))
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(self.server.post("/jobs?wait&label=x", "sleep 99")))
         thread.start()
-        wait_until(lambda: self.server.threads() > 2)
-        self.server.delete("/jobs/%d" % number)
+        wait_until(lambda: self.server.get("/jobs?state=running&label=x").jobs)
+        self.server.delete("/jobs?label=x")
         thread.join(support.LIMIT)
         self.assertEqual(answers[0].job["exit"], "signal: terminated")
 
@@ -292,7 +290,6 @@ class WaitTest(ServerCase):
         self.assertLess((self.server.cpu() - before) / (time.monotonic() - began), 0.2)
         for connection in connections:
             connection.close()
-        began = time.monotonic()
         wait_until(lambda: self.server.threads() == 2)
         self.server.delete("/jobs/%d" % number)
 
@@ -459,7 +456,7 @@ class FollowTest(ServerCase):
         wait_until(lambda: self.server.threads() == 2)
         follower = Follower(self.server, "/jobs/%d/out?follow" % number)
         self.assertEqual(self.server.threads(), 3)
-        follower.connection.sock.shutdown(socket.SHUT_RDWR)
+        follower.hang_up()
         wait_until(lambda: self.server.threads() == 2)
         self.server.delete("/jobs/%d" % number)
 

@@ -1,5 +1,7 @@
 """HTTP as RFC 9112 has it: what is taken, what is refused, and how a connection goes on or ends."""
 import json
+import os
+import signal
 import socket
 import time
 
@@ -12,6 +14,11 @@ AUTH = b"Host: x\r\nRtot-Secret: %s\r\n" % SECRET.encode("ascii")
 
 def post(script, *headers, path=b"/jobs?wait", version=b"HTTP/1.1"):
     return b"POST %b %b\r\n%b%b\r\n%b" % (path, version, AUTH, b"".join(line + b"\r\n" for line in headers), script)
+
+
+def open_text(path):
+    with open(path) as file:
+        return file.read()
 
 
 class HttpCase(ServerCase):
@@ -247,6 +254,21 @@ class ConnectionTest(HttpCase):
             self.addCleanup(accepted.close)
             self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
+    def test_takes_hundreds_of_connections_at_once(self):
+        """A backlog of 5 made 200 of them take a second, or fail; while the server is stopped, all of them have to wait there."""
+        if int(open_text("/proc/sys/net/core/somaxconn")) < 500:
+            self.skipTest("needs net.core.somaxconn of 500")
+        os.kill(self.server.pid, signal.SIGSTOP)
+        try:
+            connections = [self.server.connect() for _ in range(400)]
+        finally:
+            os.kill(self.server.pid, signal.SIGCONT)
+        for connection in connections:
+            connection.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+        for connection in connections:
+            self.assertEqual(split_answer(support.read_all(connection))[0], 200)
+            connection.close()
+
     def test_a_client_that_resets_its_connection_harms_nobody(self):
         for _ in range(20):
             connection = self.server.connect()
@@ -301,6 +323,6 @@ class CapTest(HttpCase):
         self.assertEqual((status, headers["retry-after"]), (503, "1"))
         self.assertIn(b"5 connections", body)
         for follower in followers:
-            follower.connection.sock.shutdown(socket.SHUT_RDWR)
+            follower.hang_up()
         wait_until(lambda: self.server.threads() == 2)
         self.server.delete("/jobs/%d" % number)
