@@ -20,6 +20,7 @@ Who owns what:
 import array
 import bisect
 import collections
+import contextlib
 import errno
 import heapq
 import os
@@ -41,6 +42,7 @@ MIB = 1 << 20
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 READ_SIZE = 1 << 16     # bytes, what a pipe holds (pipe(7))
+RESERVED = 24           # descriptors that jobs leave to connections
 READS_AT_EXIT = 4       # of a pipe when its script has exited: mostly to its end, without one more wake
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
 PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the job does not wait for it
@@ -53,9 +55,9 @@ BACKLOG = 1024
 MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
 MAX_HEAD = 65536        # bytes of all headers
 MAX_HEADERS = 100
-HEAD_TIMEOUT = 10.0     # s for a whole head from its first byte: a byte now and then does not prolong it
-BODY_TIMEOUT = 30.0     # s without one byte of a body
-IDLE_TIMEOUT = 75.0     # s between two requests of a connection
+HEAD_TIMEOUT = 10       # s for a whole head from its first byte: a byte now and then does not prolong it
+BODY_TIMEOUT = 30       # s without one byte of a body
+IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may leave SLICE bytes of an answer unread
 DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
 LINGER = 2.0            # s, and
@@ -880,7 +882,8 @@ class Runner:
         self._null = os.open(os.devnull, os.O_RDWR)
         self._environ = {name: value for name, value in os.environb.items()
                          if name not in (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT")}
-        self._nofile = None                         # the soft limit of descriptors that jobs get
+        self._nofile = None                         # the limits of descriptors that jobs get, if not ours
+        self._descriptors = 256                     # that we may have
 
     # Any thread calls these.
 
@@ -1008,6 +1011,8 @@ class Runner:
                 self._spawn(process)
             except OSError as error:
                 self._not_started(process, error)
+            except MemoryError:
+                self._not_started(process, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
 
     def _spawn(self, process):
         """Start the job's script as the leader of a session of its own."""
@@ -1016,7 +1021,7 @@ class Runner:
         try:
             ends, mine = self._ends(job.options, opened)
             child = self._popen(argv, executable, ends, process)
-        except OSError:
+        except (OSError, MemoryError):
             for fd in opened:
                 os.close(fd)
             raise
@@ -1068,6 +1073,8 @@ class Runner:
                 ends = (end,) + ends[1:]
         for fd in mine.values():
             os.set_blocking(fd, False)
+        if max(opened) >= self._descriptors - RESERVED:     # connections need some, or nobody could delete a job
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return ends, mine
 
     def _popen(self, argv, executable, ends, process):
@@ -1103,9 +1110,10 @@ class Runner:
         import resource
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
-        if soft < wanted and hasattr(resource, "prlimit"):
+        self._descriptors = soft if soft != resource.RLIM_INFINITY else wanted
+        if self._descriptors < wanted and hasattr(resource, "prlimit"):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            self._nofile = (soft, hard)
+            self._nofile, self._descriptors = (soft, hard), wanted
 
     def _restore_nofile(self, pid):
         import resource
@@ -1149,6 +1157,10 @@ class Runner:
             if error.errno != errno.EIO:        # how a terminal ends
                 raise
             data = b""
+        except MemoryError:     # what is held now is too much for this host
+            self.max_total = self._total * 3 // 4
+            self._shed()
+            return False
         if data:
             self._captured(process, process.pipes[fd], data)
         else:
@@ -1165,6 +1177,9 @@ class Runner:
         self._kept[job] = self._kept.get(job, 0) + grown
         self._kept.move_to_end(job)
         self._total += grown
+        self._shed()
+
+    def _shed(self):
         while self._total > self.max_total:
             oldest, kept = next(iter(self._kept.items()))
             count = min(kept, self._total - self.max_total)
@@ -1287,6 +1302,19 @@ class Runner:
                 info = None if process.ended else self._ended(os.P_PID, pid)
                 if info:
                     self._exited(process, info)
+            if os.getpid() == 1:
+                self._reap_orphans()
+
+    def _reap_orphans(self):
+        """As PID 1, reap those who came to us, also behind a zombie that is kept (proc_pid_children in proc(5))."""
+        try:
+            with open("/proc/self/task/%d/children" % os.getpid()) as file:
+                children = file.read().split()
+        except OSError:         # a kernel without it: they are reaped when that zombie is
+            return
+        for pid in children:
+            if int(pid) not in self._by_pid:
+                os.waitpid(int(pid), os.WNOHANG)
 
     @staticmethod
     def _ended(kind, number):
@@ -1510,14 +1538,18 @@ class Response:
         return response
 
 
+# Connections at a time, and the seconds for a head, without a byte of a body, and between two requests.
+Limits = collections.namedtuple("Limits", "connections head body idle")
+
+
 class Wire:
     """The bytes of a connection that have come: read by deadline, line by line, or as they are.
 
     Deadlines are times of the monotonic clock.
     """
 
-    def __init__(self, connection):
-        self.connection = connection
+    def __init__(self, connection, limits):
+        self.connection, self.limits = connection, limits
         self.buffer = bytearray()
 
     def receive(self, deadline):
@@ -1603,12 +1635,15 @@ class Body:
         return data
 
     def _some(self):
-        if not self.wire.buffer and not self.wire.receive(time.monotonic() + BODY_TIMEOUT):
+        if not self.wire.buffer and not self.wire.receive(self._deadline()):
             raise ClientGone()
         return self.wire.take(min(self.remaining, SLICE))
 
     def _line(self):
-        return self.wire.line(MAX_LINE, time.monotonic() + BODY_TIMEOUT, Malformed("a chunk's line is too long"))
+        return self.wire.line(MAX_LINE, self._deadline(), Malformed("a chunk's line is too long"))
+
+    def _deadline(self):
+        return time.monotonic() + self.wire.limits.body
 
     def _chunk_size(self):
         match = CHUNK_SIZE.fullmatch(self._line())
@@ -1648,7 +1683,7 @@ class Connection(socketserver.BaseRequestHandler):
     def setup(self):
         self.connection = self.request      # socketserver's name for the socket
         self.app = self.server.app
-        self.wire = Wire(self.connection)
+        self.wire = Wire(self.connection, self.server.limits)
         self.waiting_since = time.monotonic()
         self.server.connections.add(self)
 
@@ -1667,13 +1702,13 @@ class Connection(socketserver.BaseRequestHandler):
         self.waiting_since, request = time.monotonic(), None
         self.server.connections.now_waits()
         try:
-            if not self.wire.buffer and not self.wire.receive(time.monotonic() + IDLE_TIMEOUT):
+            if not self.wire.buffer and not self.wire.receive(time.monotonic() + self.server.limits.idle):
                 return False
         except socket.timeout:              # idle for too long
             return False
         began = time.monotonic()
         try:
-            request = self._read_head(began + HEAD_TIMEOUT)
+            request = self._read_head(began + self.server.limits.head)
             self.waiting_since = None
             response = self.app.answer(request)
         except Exception as error:
@@ -1692,6 +1727,8 @@ class Connection(socketserver.BaseRequestHandler):
         """The one place where what was raised becomes an answer."""
         if isinstance(error, ClientGone):
             raise error
+        if isinstance(error, NotAuthorized):
+            self._slow_down()
         if isinstance(error, socket.timeout):
             error = RequestTimeout("the request did not come in time")
         elif not isinstance(error, Error):
@@ -1783,11 +1820,18 @@ class Connection(socketserver.BaseRequestHandler):
             raise ClientGone() from None
         return True
 
-    def _check(self):
+    def _slow_down(self):
+        """Let one who guesses wait.  Room is made for others meanwhile, who so close this connection."""
+        delay = self.server.failures.note(self.client_address[0])
+        self.waiting_since = time.monotonic()
+        self._check(delay)
+        self.waiting_since = None
+
+    def _check(self, seconds=0.0):
         """Raise ClientGone if the client has closed its side, also behind what it has sent and nobody read."""
         poll = select.poll()
         poll.register(self.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
-        if poll.poll(0):
+        if poll.poll(int(seconds * 1000)):
             raise ClientGone()
 
     def _write(self, data):
@@ -1804,6 +1848,7 @@ class Connection(socketserver.BaseRequestHandler):
             ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
+            ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
         ]
         if chunked:
             headers.append(("Transfer-Encoding", "chunked"))
@@ -1859,6 +1904,32 @@ class Connection(socketserver.BaseRequestHandler):
         return False
 
 
+class Failures:
+    """Counts wrong secrets by address, and says how long the answer to one has to wait.
+
+    Only wrong ones wait: whoever has the secret is not held up, not even from the same address, which
+    behind a proxy is everybody's.  `lock` guards the counts.
+    """
+
+    FREE, STEP, MOST = 5, 0.1, 2.0      # failures without a delay; s, doubled with each more; s
+    FORGET, ADDRESSES = 60.0, 1000      # s after which an address is forgotten; how many are remembered
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self._counts = collections.OrderedDict()        # (count, time of the last), the latest last
+
+    def note(self, address):
+        """Count a failure from the address; return the delay in seconds."""
+        now = time.monotonic()
+        with self.lock:
+            count, last = self._counts.pop(address, (0, now))
+            count = count + 1 if now - last < self.FORGET else 1
+            self._counts[address] = count, now
+            if len(self._counts) > self.ADDRESSES:
+                self._counts.popitem(last=False)
+        return min(self.MOST, self.STEP * 2 ** min(count - self.FREE - 1, 10)) if count > self.FREE else 0.0
+
+
 class Connections:
     """The open connections.  `lock` guards the set."""
 
@@ -1882,10 +1953,14 @@ class Connections:
             self.quiet.notify_all()
 
     def make_room(self):
-        """Return whether one more may come in: if it is full, the one that has waited longest is closed."""
+        """Return whether one more may come in, for which another may have to be closed."""
         with self.lock:
-            if len(self._open) < self.limit:
-                return True
+            full = len(self._open) >= self.limit
+        return not full or self.close_one()
+
+    def close_one(self):
+        """Close the one that has waited longest; return whether there was one that waits."""
+        with self.lock:
             waiting = [(since, id(one), one) for one in self._open for since in (one.waiting_since,)
                        if since is not None]
             if not waiting:
@@ -1916,9 +1991,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     daemon_threads = True
     request_queue_size = BACKLOG
 
-    def __init__(self, address, app, log, max_connections):
-        self.app, self.log = app, log
-        self.connections = Connections(max_connections)
+    def __init__(self, address, app, log, limits):
+        self.app, self.log, self.limits = app, log, limits
+        self.connections, self.failures = Connections(limits.connections), Failures()
         host, port = address
         if host == "" and not socket.has_ipv6:
             host = "0.0.0.0"
@@ -1948,6 +2023,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             connection, address = super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.connections.close_one()
                 time.sleep(0.1)             # what waits stays readable, so the loop would spin
             raise
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -1957,15 +2033,26 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def verify_request(self, request, client_address):
         if self.connections.make_room():
             return True
+        self._refuse(request, "all %d connections are in use" % self.limits.connections)
+        return False
+
+    def process_request(self, request, client_address):
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:                # no more threads (EAGAIN)
+            self._refuse(request, "no more threads can be started")
+            self.shutdown_request(request)
+
+    @staticmethod
+    def _refuse(request, why):
+        """Answer 503 if that takes no time: this is the one thread that accepts."""
+        body = Response.of_error(Unavailable(why)).body
         request.settimeout(0)
         try:
-            answer = Response.of_error(Unavailable("all %d connections are in use" % self.connections.limit))
             request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
-                         b"Retry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-                         % (len(answer.body), answer.body))
+                         b"Retry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         except OSError:
             pass
-        return False
 
     def handle_error(self, request, client_address):
         """Called by socketserver for what nobody foresaw: say it, and go on."""
@@ -2468,8 +2555,20 @@ class Log:
     written by write(2), since a daemon thread that holds the lock of sys.stderr breaks the exit.
     """
 
-    def __init__(self, form):
-        self.form = form
+    def __init__(self, form, path=None):
+        self.form, self.path = form, path
+
+    def reopen(self):
+        """Let standard error go to the file; again, when it was rotated.  OSError if it can't be written."""
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+    def rotated(self):
+        try:
+            self.reopen()
+        except OSError as error:        # the old one goes on
+            self.event("cannot write %s: %s" % (self.path, error.strerror))
 
     def event(self, text):
         if self.form == "json":
@@ -2479,15 +2578,14 @@ class Log:
 
     def access(self, address, request, status, size, seconds):
         """Note a request; `size` is the bytes of body sent, or None if the client was gone before the end."""
-        client = address[0] if address else "unix"
         method, path = (request.method, request.path) if request else ("-", "-")
         if self.form == "json":
-            self._write_json([("client", client), ("method", method), ("path", path), ("status", status),
+            self._write_json([("client", address[0]), ("method", method), ("path", path), ("status", status),
                               ("bytes", size), ("seconds", round(seconds, 6))])
             return
-        self._write("%s %s %s %s %d %s %s" % (
-            self._now(), client, method, path.encode("unicode_escape").decode("ascii").replace(" ", "\\x20"), status,
-            "-" if size is None else size, go_duration(round(seconds, 6))))
+        path = path.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
+        self._write("%s %s %s %s %d %s %s" % (self._now(), address[0], method, path, status,
+                                              "-" if size is None else size, go_duration(round(seconds, 6))))
 
     @staticmethod
     def _now():
@@ -2502,6 +2600,33 @@ class Log:
         try:
             os.write(2, (line + "\n").encode("utf-8", "replace"))
         except OSError:         # whoever read it is gone: no reason to stop
+            pass
+
+
+class CannotStart(Exception):
+    """Why there is no server, in a line."""
+
+
+class PidFile:
+    """A file with our number in it, locked by flock(2) while we live; so a stale one is just written over."""
+
+    def __init__(self, path):
+        import fcntl
+        self.path = path
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self.fd, 0)
+            os.write(self.fd, b"%d\n" % os.getpid())
+        except BlockingIOError:
+            raise CannotStart("%s is the pid file of a server that lives" % path) from None
+        except OSError as error:
+            raise CannotStart("cannot write %s: %s" % (path, error.strerror)) from None
+
+    def remove(self):
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
             pass
 
 
@@ -2540,7 +2665,11 @@ parse_form.__name__ = "text|json"
 
 def quarter_of_memory():
     """Return a quarter, in bytes, of what this host or container may use."""
+    import resource
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY:
+        sizes.append(limit)
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             with open(path) as file:
@@ -2573,6 +2702,16 @@ def parser():
         help="keep so many complete jobs, the oldest are forgotten (default: 0, all)")
     add("--max-connections", type=parse_count, metavar="N", default=1000,
         help="serve so many at a time (default: 1000)")
+    add("--head-timeout", type=parse_count, metavar="S", default=HEAD_TIMEOUT,
+        help="seconds for the head of a request (default: %d)" % HEAD_TIMEOUT)
+    add("--body-timeout", type=parse_count, metavar="S", default=BODY_TIMEOUT,
+        help="seconds without a byte of a body (default: %d)" % BODY_TIMEOUT)
+    add("--idle-timeout", type=parse_count, metavar="S", default=IDLE_TIMEOUT,
+        help="seconds between two requests of a connection (default: %d)" % IDLE_TIMEOUT)
+    add("-d", "--daemon", action="store_true",
+        help="serve in the background: return when the port is bound, or exit with 1 and say why not")
+    add("--pid-file", metavar="FILE", help="write the number of the process to FILE, and remove it at the end")
+    add("--log-file", metavar="FILE", help="write the log to FILE; SIGHUP opens it anew")
     add("-v", "--version", action="version", version="rtot " + __version__)
     return result
 
@@ -2597,6 +2736,52 @@ def read_secret(args):
     if re.search(b"[\\x00-\\x1f\\x7f]", secret):
         raise ValueError("the secret has a control character, which no header can have")
     return secret
+
+
+def hide(secret):
+    """Overwrite the secret where ps(1) and /proc/PID/environ show it: the kernel reads both from our memory.
+
+    Return whether it is out of sight.  Where the areas lie is in proc_pid_stat(5), 48 to 51.
+    """
+    def hidden(part):
+        shows = part.startswith((b"-", b"RTOT_SECRET=")) or part.strip() == secret
+        return part.replace(secret, b"*" * len(secret)) if shows else part
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            arguments, end, environment, last = map(int, file.read().rpartition(b")")[2].split()[45:49])
+        with open("/proc/self/mem", "r+b", buffering=0) as memory:
+            for first, size in ((arguments, end - arguments), (environment, last - environment)):
+                memory.seek(first)
+                text = b"\0".join(map(hidden, memory.read(size).split(b"\0")))
+                memory.seek(first)
+                memory.write(text)
+    except (OSError, ValueError):       # no such /proc, or it may not be written
+        return False
+    return True
+
+
+def daemonize():
+    """Go on in the background; return a function that tells the one in the foreground to exit with 0.
+
+    It exits with 1 if we exit before that.  Working directory and umask stay as they were.
+    """
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        os._exit(0 if os.read(reading, 1) else 1)
+    os.close(reading)
+    os.setsid()
+    if os.fork():           # so that it leads no session, and no terminal that it opens controls it
+        os._exit(0)
+
+    def detach(keep_stderr):
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1) if keep_stderr else (0, 1, 2):
+            os.dup2(null, fd)
+        os.close(null)
+        os.write(writing, b"\0")
+        os.close(writing)
+    return detach
 
 
 def prepare_process():
@@ -2633,6 +2818,52 @@ def serve(server, runner, workspace, ends_us):
         workspace.remove()
 
 
+def listen(args, secret, log):
+    """Return (Server, Runner, Workspace) as the options say."""
+    total = args.max_total or quarter_of_memory()
+    store, workspace = JobStore(args.keep, total), Workspace()
+    runner = Runner(store, args.parallel, total)
+    shell = DEFAULT_SHELL if os.access(DEFAULT_SHELL, os.X_OK) else b"/bin/sh"
+    app = App(secret, store, runner, workspace, args.max_script, args.max_output, shell)
+    limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout)
+    try:
+        server = Server(args.addr, app, log, limits)
+    except OSError as error:
+        raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), error.strerror or error)) from None
+    if shell != DEFAULT_SHELL:
+        log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
+    return server, runner, workspace
+
+
+def announce(server, log, made):
+    """Say where it listens, on standard error; then in the log file too, if there is one."""
+    where = "version %s listens on %s" % (__version__, server.url)
+    if made:
+        log.event("no secret was given, so this one was made: " + made)
+    log.event(where)
+    if log.path:
+        try:
+            log.reopen()
+        except OSError as error:
+            raise CannotStart("cannot write %s: %s" % (log.path, error.strerror)) from None
+        signal.signal(signal.SIGHUP, lambda number, frame: log.rotated())
+        log.event(where)
+
+
+def run(args, secret, ends_us, log):
+    """Serve as the options say; CannotStart if that can't be."""
+    detach = daemonize() if args.daemon else None
+    with contextlib.ExitStack() as stack:
+        if args.pid_file:
+            stack.callback(PidFile(args.pid_file).remove)
+        made = None if secret else os.urandom(16).hex()
+        server, runner, workspace = listen(args, secret or made.encode("ascii"), log)
+        announce(server, log, made)
+        if detach:
+            detach(keep_stderr=bool(log.path))
+        serve(server, runner, workspace, ends_us)
+
+
 def main(argv=None):
     """Serve until stopped; return the exit status."""
     options = parser()
@@ -2641,27 +2872,20 @@ def main(argv=None):
         secret = read_secret(args)
     except ValueError as error:
         options.error(str(error))
-    ends_us = [number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-               if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN]
+    ends_us = {number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+               if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN}
+    if args.daemon or args.log_file:
+        ends_us.discard(signal.SIGHUP)
     prepare_process()
-    log, workspace = Log(args.log_format), Workspace()
-    total = args.max_total or quarter_of_memory()
-    store = JobStore(args.keep, total)
-    runner = Runner(store, args.parallel, total)
-    shell = DEFAULT_SHELL if os.access(DEFAULT_SHELL, os.X_OK) else b"/bin/sh"
-    made = None if secret else os.urandom(16).hex()
-    app = App(secret or made.encode("ascii"), store, runner, workspace, args.max_script, args.max_output, shell)
+    log = Log(args.log_format, args.log_file)
+    shown = [os.fsencode(text).strip() for text in (args.secret, os.environ.get("RTOT_SECRET")) if text]
+    if not all([hide(text) for text in shown]) and args.secret is not None:
+        log.event("the secret can be seen in ps here: give it by --secret-file or RTOT_SECRET")
     try:
-        server = Server(args.addr, app, log, args.max_connections)
-    except OSError as error:
-        log.event("cannot listen on %s: %s" % (show_address(args.addr), error.strerror or error))
+        run(args, secret, ends_us, log)
+    except CannotStart as error:
+        log.event(str(error))
         return 1
-    if made:
-        log.event("no secret was given, so this one was made: " + made)
-    if shell != DEFAULT_SHELL:
-        log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
-    log.event("version %s listens on %s" % (__version__, server.url))
-    serve(server, runner, workspace, ends_us)
     return 0
 
 

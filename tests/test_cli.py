@@ -97,6 +97,10 @@ class OptionTest(CliCase):
         physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         self.assertLessEqual(rtot.quarter_of_memory(), physical // 4)
         self.assertGreater(rtot.quarter_of_memory(), 0)
+        code = "import rtot; print(rtot.quarter_of_memory())"
+        limited = subprocess.check_output(["bash", "-c", 'ulimit -v 400000; exec "$@"', "bash", sys.executable, "-c", code],
+                                          cwd=support.ROOT)
+        self.assertEqual(int(limited), 400000 * 1024 // 4)
 
 
 class SecretTest(CliCase):

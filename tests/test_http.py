@@ -247,7 +247,7 @@ class ConnectionTest(HttpCase):
             for _ in range(20):
                 connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
                 self.assertRegex(connection.recv(65536), b"(?s)^HTTP/1.1 200 .*\r\n\r\n{.*}\n$")
-        server = rtot.Server(("127.0.0.1", 0), None, None, 1)
+        server = rtot.Server(("127.0.0.1", 0), None, None, rtot.Limits(1, 1, 1, 1))
         self.addCleanup(server.server_close)
         with socket.create_connection(server.server_address):
             accepted, _ = server.get_request()

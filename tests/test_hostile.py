@@ -1,0 +1,568 @@
+"""What nobody should send, and what a host may run out of.
+
+    python3 tests/test_hostile.py --cases 1000000 --seed 1
+
+runs as many cases of the fuzzer as you like, and prints how long they took.
+"""
+import argparse
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import unittest
+
+import support
+import rtot
+from support import SECRET, Server, ServerCase, is_alive, need, process_state, split_answer, wait_until
+
+KEY = b"Rtot-Secret: " + SECRET.encode("ascii")
+VALID = [
+    b"POST /jobs HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nContent-Length: 11\r\n\r\ntouch wrong",
+    b"POST /jobs?arg=a%20b&env=A=b HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5;x=y\r\ntouch\r\n6\r\n wrong\r\n0\r\nTrailer: x\r\n\r\n",
+    b"POST /jobs HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nExpect: 100-continue\r\nContent-Length: 11\r\n\r\ntouch wrong",
+    b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: wrong\r\nContent-Length: 11\r\n\r\ntouch wrong",
+    b"POST /jobs HTTP/1.0\r\nAuthorization: Bearer " + SECRET.encode("ascii") + b"\r\nContent-Length: 11\r\n\r\ntouch wrong",
+    b"GET /jobs/0?fields=all&wait=0 HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nConnection: keep-alive\r\n\r\n",
+    b"GET /jobs/0/out?tail=3 HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nRange: bytes=0-\r\n\r\n",
+    b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\nGET /ping HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"HEAD /jobs HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nAccept: */*\r\nUser-Agent: curl/8.0\r\n\r\n",
+    b"POST /jobs/0/stdin?eof=1 HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\nContent-Length: 3\r\n\r\nabc",
+    b"DELETE /jobs?state=complete HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\n\r\n",
+    b"GET http://x/jobs?label=%C3%A9 HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\n\r\n",
+]
+NASTY = [b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b"\r\n ", b"\r\n\r\n", b"%", b"%00", b"%2f", b"?", b"#", b"&", b"=", b"..",
+         b"//", b"-1", b"+5", b"0x10", b"99999999999999999999", b"\xb2", b"\xff", b"\xc3\xa9", b"chunked", b"identity",
+         b"Content-Length: 0\r\n", b"Content-Length: 11\r\n", b"Transfer-Encoding: chunked\r\n", b"HTTP/1.1", b"HTTP/0.9",
+         b"HTTP/9.9", b"Expect: 100-continue\r\n", b"Host: y\r\n", b"0\r\n\r\n", b"\x16\x03\x01", b"A" * 300, b"bytes=-", b"bytes=9-1"]
+
+
+def case(chance):
+    """Return the bytes of one case: noise, or one or two valid requests with some mutations."""
+    if chance.random() < 0.1:
+        return bytes(bytearray(chance.getrandbits(8) for _ in range(chance.randrange(1, 200))))
+    data = bytearray(chance.choice(VALID))
+    if chance.random() < 0.2:
+        data += chance.choice(VALID)
+    for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
+        place = chance.randrange(len(data) + 1)
+        other = min(len(data), place + chance.randrange(1, 20))
+        kind = chance.randrange(6)
+        if kind == 0 and place < len(data):
+            data[place] = chance.getrandbits(8)
+        elif kind == 1:
+            del data[place:other]
+        elif kind == 2:
+            data[place:place] = chance.choice(NASTY)
+        elif kind == 3:
+            data[place:other] = chance.choice(NASTY)
+        elif kind == 4:
+            data[place:place] = data[place:other] * chance.randrange(1, 4)
+        else:
+            del data[place:]
+    return bytes(data)
+
+
+class Fuzzer:
+    """Sends cases to a server on which nothing can start: its one place is taken, so what it accepts stays new."""
+
+    def __init__(self, seed):
+        self.chance, self.seed = random.Random(seed), seed
+        self.server = Server("-j", "1", "--max-script", "1M").ready()
+        self.pings = self.server.client()
+        self.accepted = 0
+        self.server.start("sleep 100000; exit")
+        wait_until(lambda: self.server.job(0)["state"] == "running")
+        wait_until(lambda: self.server.threads() == 2)
+        self.check_ping()
+        self.descriptors = self.server.descriptors()
+
+    def run(self, cases):
+        for number in range(cases):
+            data = case(self.chance)
+            try:
+                self.one(data)
+                if number % 1000 == 999:
+                    self.look_around()
+            except Exception as error:
+                raise AssertionError("seed %d, case %d, %r: %r" % (self.seed, number, data, error)) from error
+
+    def one(self, data):
+        """Send a case; what comes back is answers and nothing else, and the server lives on."""
+        answer = self.server.raw(data, end=True)
+        while answer:
+            if answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
+                answer = answer[25:]
+                continue
+            status, headers, rest = split_answer(answer)
+            assert status in rtot.REASONS and status != 500, answer
+            assert "rtot-version" in headers, answer
+            self.accepted += status == 201
+            if data.startswith(b"HEAD") or b"HEAD /" in data:       # its length is of what is not there
+                self.accepted += answer.count(b"HTTP/1.1 201 Created") - (status == 201)
+                break
+            answer = rest[int(headers.get("content-length", 0)):]
+            if "transfer-encoding" in headers:
+                break
+        self.check_ping()
+
+    def check_ping(self):
+        assert self.server.request("GET", "/ping", secret=False, client=self.pings).status == 200
+
+    def look_around(self):
+        """Nothing runs but what runs since the start, and there is a job for each 201 and no other."""
+        wait_until(lambda: self.server.threads() == 3, "the end of the threads")
+        assert self.server.descriptors() == self.descriptors, self.server.descriptors()
+        living, zombies = self.server.children()
+        assert len(living) == 1 and not zombies, (living, zombies)
+        waiting = self.server.get("/jobs?state=new&fields=").jobs
+        assert len(waiting) <= self.accepted, (len(waiting), self.accepted)
+        self.server.delete("/jobs?state=new")
+        wait_until(lambda: self.server.threads() == 3, "the end of the threads")
+        self.accepted = 0
+        assert "Traceback" not in self.server.log(), self.server.log()[-3000:]
+        os.truncate(self.server.log_path, 0)
+
+    def close(self):
+        self.pings.close()
+        marker = "wrong" in os.listdir(".")
+        self.server.close()
+        assert not marker
+
+
+class FuzzTest(unittest.TestCase):
+
+    def test_thousands_of_bad_requests_run_nothing_and_leak_nothing(self):
+        fuzzer = Fuzzer(seed=2014)
+        try:
+            fuzzer.run(3000)
+        finally:
+            fuzzer.close()
+
+
+class SecretTest(unittest.TestCase):
+
+    def test_it_is_gone_from_ps_and_from_the_environment(self):
+        ways = [dict(secret="swordfish"), dict(secret=None, env={"RTOT_SECRET": "swordfish"}),
+                dict(secret=None, program=[support.SOURCE, "-s=swordfish"]),
+                dict(secret=None, program=[support.SOURCE, "--secret=swordfish"]),
+                dict(secret="swordfish", env={"RTOT_SECRET": "swordfish"})]
+        for way in ways:
+            server = Server(**way).ready()
+            self.addCleanup(server.close)
+            server.secret = "swordfish"
+            self.assertEqual(server.get("/").status, 200)
+            for name in ("cmdline", "environ"):
+                with open("/proc/%d/%s" % (server.pid, name), "rb") as file:
+                    text = file.read()
+                self.assertNotIn(b"swordfish", text)
+                self.assertIn({"cmdline": b"rtot.py", "environ": b"PATH="}[name], text)
+            self.assertNotIn("swordfish", server.run("cat /proc/$PPID/cmdline /proc/$PPID/environ; env")["out"])
+            self.assertNotIn("swordfish", server.log())
+
+    def test_nothing_else_is_hidden_with_it(self):
+        server = Server(secret="a", env={"RTOT_SECRET": "b", "BANANA": "b"}).ready()
+        self.addCleanup(server.close)
+        with open("/proc/%d/cmdline" % server.pid, "rb") as file:
+            self.assertIn(b"127.0.0.1", file.read())
+        with open("/proc/%d/environ" % server.pid, "rb") as file:
+            self.assertIn(b"BANANA=b", file.read())
+        self.assertEqual(server.get("/").status, 200)
+
+    def test_it_is_compared_as_bytes_in_constant_time(self):
+        """The comparison is the standard library's; a plain == would stop at the first byte that differs."""
+        import hmac
+        seen, real = [], hmac.compare_digest
+
+        def compare(left, right):
+            seen.append((left, right))
+            return real(left, right)
+        hmac.compare_digest = compare
+        self.addCleanup(setattr, hmac, "compare_digest", real)
+        app = rtot.App(b"caf\xc3\xa9", None, None, None, 1, 1)
+        request = rtot.Request("GET", b"/", 11, {b"rtot-secret": b"caf\xe9"})
+        self.assertRaises(rtot.NotAuthorized, app.answer, request)
+        self.assertEqual(seen, [(b"caf\xe9", b"caf\xc3\xa9")])
+
+
+class GuessTest(ServerCase):
+    options = ("--max-connections", "20")
+
+    def setUp(self):
+        self.server = self.own_server(*self.options)        # that has counted no failure yet
+
+    def test_wrong_secrets_wait_longer_and_longer_and_the_right_one_never_does(self):
+        def wrong():
+            began = time.monotonic()
+            self.assertEqual(self.server.get("/", headers={"Rtot-Secret": "guess"}, secret=False).status, 401)
+            return time.monotonic() - began
+        for _ in range(8):
+            wrong()
+        self.assertGreater(wrong(), 0.7)
+        threads = [threading.Thread(target=wrong) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: self.server.threads() >= 7)
+        self.assertEqual(self.server.get("/").status, 200)
+        self.assertTrue(all(thread.is_alive() for thread in threads), "the right secret waited for the wrong ones")
+        for thread in threads:
+            thread.join()
+
+    def test_guesses_that_wait_take_no_place_from_who_has_the_secret(self):
+        connections = []
+        for _ in range(60):
+            connection = self.server.connect()
+            self.addCleanup(connection.close)
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: guess\r\n\r\n")
+            connections.append(connection)
+        for _ in range(5):
+            self.assertEqual(self.server.get("/").status, 200)
+
+    def test_the_delays_grow_to_a_bound_and_are_forgotten(self):
+        failures = rtot.Failures()
+        delays = [failures.note("a") for _ in range(30)]
+        self.assertEqual(delays[:7], [0.0] * 5 + [0.1, 0.2])
+        self.assertEqual(delays[-1], 2.0)
+        self.assertEqual(failures.note("b"), 0.0)
+        count, last = failures._counts["a"]
+        failures._counts["a"] = count, last - 61
+        self.assertEqual(failures.note("a"), 0.0)
+
+    def test_addresses_beyond_a_number_are_forgotten(self):
+        failures = rtot.Failures()
+        for number in range(5000):
+            failures.note(str(number))
+        self.assertEqual(len(failures._counts), failures.ADDRESSES)
+
+
+class SlowTest(ServerCase):
+    options = ("--head-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2")
+
+    def drip(self, first, drop, seconds):
+        """Send `first`, then a drop every 0.2 s; return what comes back, and after how long."""
+        with self.server.connect() as connection:
+            began = time.monotonic()
+            connection.sendall(first)
+            connection.settimeout(0.2)
+            while time.monotonic() - began < seconds:
+                try:
+                    return connection.recv(1000), time.monotonic() - began
+                except socket.timeout:
+                    if drop:
+                        connection.sendall(drop)
+            return None, seconds
+
+    def test_a_head_has_one_deadline_however_it_drips(self):
+        for first, drop in ((b"G", b"E"), (b"GET /ping HTTP/1.1\r\n", b"A: b\r\n"), (b"GET /ping HTTP/1.1\r\nA: ", b"x")):
+            answer, seconds = self.drip(first, drop, support.LIMIT)
+            self.assertTrue(answer.startswith(b"HTTP/1.1 408 "), answer)
+            self.assertGreater(seconds, 0.9)
+
+    def test_a_body_has_to_make_progress(self):
+        head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nContent-Length: 100\r\n\r\ntouch "
+        answer, _ = self.drip(head, b"", support.LIMIT)
+        self.assertTrue(answer.startswith(b"HTTP/1.1 408 "), answer)
+        answer, _ = self.drip(head, b"x", 2)
+        self.assertIsNone(answer)       # a drop now and then is progress
+        self.assertEqual(self.server.get("/jobs").jobs, [])
+
+    def test_an_idle_connection_is_closed_after_its_time(self):
+        answer, seconds = self.drip(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", b"", support.LIMIT)
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "))
+        with self.server.connect() as connection:
+            self.assertEqual(connection.recv(1), b"")
+
+
+class IdleTest(ServerCase):
+
+    def test_a_thousand_idle_connections_keep_nobody_out(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard < 2000:
+            self.skipTest("needs 2000 descriptors")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        idle = []
+        for _ in range(1100):
+            idle.append(self.server.connect())
+            self.addCleanup(idle[-1].close)
+        wait_until(lambda: self.server.threads() > 900)
+        self.assertEqual(self.server.run("echo hi")["out"], "hi\n")
+        self.assertLess(self.server.threads(), 1010)
+
+
+class ScarceTest(unittest.TestCase):
+
+    def server(self, limits, *options):
+        server = Server(*options, wrapper=["bash", "-c", "%s; exec \"$@\"" % limits, "bash"]).ready()
+        self.addCleanup(server.close)
+        return server
+
+    def test_without_descriptors_jobs_complete_with_that_error_and_the_server_recovers(self):
+        server = self.server("ulimit -n 64")
+        numbers = [server.start("sleep 99") for _ in range(40)]
+        failed = wait_until(lambda: [job for job in server.get("/jobs?state=complete&fields=all").jobs])
+        for job in failed:
+            self.assertEqual((job["exit"], job["exit_code"]), ("fork/exec /bin/bash: too many open files", 126))
+        self.assertLess(len(failed), 40)
+        self.assertEqual(len(server.get("/jobs").jobs), len(numbers))
+        self.assertEqual(server.delete("/jobs").status, 204)
+        wait_until(lambda: server.children() == ([], []))
+        self.assertEqual(server.run("echo again")["out"], "again\n")
+
+    def test_accepting_without_descriptors_takes_no_cpu_and_recovers(self):
+        server = self.server("ulimit -n 40")
+        connections = [server.connect() for _ in range(80)]
+        for connection in connections:      # busy: a head that is not whole may be closed for a new one
+            self.addCleanup(connection.close)
+        before = server.cpu()
+        time.sleep(1)           # a span in which next to nothing may be done, not a wait for something
+        self.assertLess(server.cpu() - before, 0.5)
+        for connection in connections:
+            connection.close()
+        self.assertEqual(server.run("echo hi")["out"], "hi\n")
+
+    def test_without_memory_the_oldest_output_goes_and_the_server_goes_on(self):
+        server = self.server("ulimit -v 600000", "--max-output", "4G", "--max-total", "4G")
+        client = server.client()
+        self.addCleanup(client.close)
+        job = server.post("/jobs?wait&fields=out_bytes,dropped,exit_code", "head -c 900M /dev/zero", client=client).job
+        self.assertEqual((job["out_bytes"], job["exit_code"]), (900 << 20, 0))
+        self.assertGreater(job["dropped"], 300 << 20)
+        self.assertEqual(server.delete("/jobs", client=client).status, 204)
+        self.assertEqual(server.run("echo hi")["out"], "hi\n")
+
+    def test_a_job_that_cannot_be_forked_completes_with_that_error(self):
+        store, started = rtot.JobStore(0, 1000), []
+        runner = rtot.Runner(store, 0, 1000)
+        import errno
+        for number, text, code in ((errno.EAGAIN, "resource temporarily unavailable", 126),
+                                   (errno.ENOMEM, "cannot allocate memory", 126)):
+            def fail(*_, number=number):
+                started.append(number)
+                raise OSError(number, os.strerror(number))
+            runner._popen = fail
+            before = len(os.listdir("/proc/self/fd"))
+            job = rtot.Job(b"#!/bin/sh\n", rtot.PLAIN, 1000)
+            store.add(job)
+            runner._submit(job, rtot.Script(b"/no/such/script"))
+            self.assertEqual((job.state, job.exit, job.exit_code), ("complete", "fork/exec /bin/sh: " + text, code))
+            self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(len(started), 2)
+
+    def test_a_flood_is_bounded_and_the_job_goes_on(self):
+        server = Server("--max-output", "2M").ready()
+        self.addCleanup(server.close)
+        number = server.start("yes")
+        wait_until(lambda: server.job(number, "fields=out_bytes")["out_bytes"] > 300 << 20)
+        self.assertLess(server.rss(), 64 << 20)
+        job = server.job(number, "fields=dropped,out_bytes,state")
+        self.assertEqual(job["state"], "running")
+        self.assertLessEqual(job["out_bytes"] - job["dropped"], 2 << 20)
+
+
+@need("unshare", "mount")
+@unittest.skipIf(os.geteuid(), "needs root, for namespaces")
+class NamespaceTest(unittest.TestCase):
+
+    def server(self, mounts, **more):
+        server = Server(wrapper=["unshare", "-m", "sh", "-c", mounts + ' && exec "$@"', "sh"], **more).ready()
+        self.addCleanup(server.close)
+        return server
+
+    def test_a_full_temporary_directory_is_507_and_the_cut_script_does_not_run(self):
+        server = self.server('mount -t tmpfs -o size=64k none "$TMPDIR"')
+        marker = os.path.join(server.tmp, "..", "marker-%d" % os.getpid())
+        script = "touch %s\n" % marker + "# filler\n" * 27000
+        answer = server.post("/jobs", script)
+        self.assertEqual(answer.status, 507, answer.body)
+        self.assertIn("No space left", answer.json["message"])
+        self.assertEqual(server.get("/jobs").jobs, [])
+        self.assertFalse(os.path.exists(marker))
+        self.assertEqual(server.run("echo small")["out"], "small\n")
+
+    def test_without_a_temporary_directory_scripts_run_from_memory(self):
+        server = self.server("for d in /tmp /var/tmp /usr/tmp; do test -d $d && mount -t tmpfs -o ro none $d; done; true",
+                             cwd="/proc")
+        answer = server.post("/jobs?wait&fields=all", "echo hi; cat $0 | head -n 1")
+        if not hasattr(os, "memfd_create"):
+            self.assertEqual(answer.status, 507, answer.body)
+            self.assertIn("TMPDIR", answer.json["message"])
+            return
+        self.assertEqual((answer.status, answer.job["out"]), (201, "hi\n#!/bin/bash\n"))
+        self.assertEqual(server.run("#!/usr/bin/env python3\nprint(1 + 1)")["out"], "2\n")
+        before = server.descriptors()
+        for _ in range(5):
+            server.run("true")
+        wait_until(lambda: server.descriptors() <= before)
+
+    def test_as_pid_1_it_ends_on_term_and_reaps_orphans(self):
+        server = Server(wrapper=["unshare", "-p", "-f", "--mount-proc"]).ready()
+        self.addCleanup(server.close)
+        (inner,), _ = server.children()
+        server.process.pid, wrapper = inner, server.process.pid
+        server.pid = inner
+        held = server.run("sleep 99 & true")        # whose zombie stands before the orphans
+        self.assertTrue(held["held"])
+        for _ in range(5):
+            server.run("setsid sh -c 'sleep 0.1' >/dev/null 2>&1 </dev/null & true")
+        wait_until(lambda: len(server.children()[0]) <= 1 and len(server.children()[1]) == 1, "the reaping of orphans")
+        os.kill(inner, signal.SIGTERM)
+        server.process.pid = wrapper
+        self.assertEqual(server.process.wait(support.LIMIT), 0)
+
+
+class PinTest(ServerCase):
+
+    def test_the_leader_stays_a_zombie_as_long_as_its_group_may_be_signalled(self):
+        job = self.server.run("sleep 99 & echo $!")
+        self.assertEqual(process_state(job["pid"]), "Z")
+        self.server.post("/jobs/%d/kill?grace=0.3" % job["id"])
+        wait_until(lambda: not is_alive(int(job["out"])))
+        wait_until(lambda: process_state(job["pid"]) == "X", "the reaping of the leader")
+        self.assertError(self.server.post("/jobs/%d/kill" % job["id"]), 409, "nothing to signal")
+
+    def test_after_term_the_group_is_pinned_until_kill_was_sent(self):
+        number = self.server.start("(trap '' TERM; echo ready; exec sleep 99 >/dev/null 2>&1) & wait")
+        self.server.wait_for_out(number, b"ready")
+        pid = self.server.job(number)["pid"]
+        self.server.post("/jobs/%d/kill?grace=0.5" % number)
+        self.assertEqual(self.server.get("/jobs/%d?wait" % number).job["exit"], "signal: terminated")
+        self.assertEqual(process_state(pid), "Z")
+        wait_until(lambda: process_state(pid) == "X")
+
+
+class BrowserTest(ServerCase):
+
+    def test_no_site_can_make_a_browser_run_something_or_read_a_job(self):
+        origin = {"Origin": "http://evil.example", "Host": "evil.example"}
+        answer = self.server.request("OPTIONS", "/jobs", headers=dict(origin, **{
+            "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "rtot-secret"}), secret=False)
+        self.assertEqual(answer.status, 401)
+        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+        for headers in (dict(origin), dict(origin, Cookie="Rtot-Secret=swordfish")):
+            self.assertEqual(self.server.post("/jobs", "true", headers=headers, secret=False).status, 401)
+        self.assertEqual(self.server.post("/jobs?secret=swordfish&Rtot-Secret=swordfish", "true", secret=False).status, 401)
+        number = self.server.run("echo '<script>alert(1)</script>'")["id"]
+        answer = self.server.get("/jobs/%d/out" % number, headers=origin)
+        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+        self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
+                         ("text/plain; charset=utf-8", "nosniff"))
+        self.assertIn("default-src 'none'", answer.headers["content-security-policy"])
+
+    def test_a_line_end_in_a_header_that_goes_out_is_refused(self):
+        connection = rtot.Connection.__new__(rtot.Connection)
+        for value in ("a\r\nSet-Cookie: x", "a\nb", "a\rb"):
+            self.assertRaises(ValueError, connection._head, None, rtot.Response(200, headers=[("Location", value)]), False, False)
+
+
+class DaemonTest(unittest.TestCase):
+
+    def setUp(self):
+        self.server = None
+
+    def daemon(self, *options, **more):
+        """Start a daemon; return the server once the foreground has exited with 0."""
+        server = Server("-d", "--pid-file", "pid", *options, cwd=self.tmp(), **more)
+        self.assertEqual(server.process.wait(support.LIMIT), 0, server.log())
+        server.port = int(server.log().split("127.0.0.1:")[1].split("/")[0])
+        with open(os.path.join(self.directory, "pid")) as file:
+            server.pid = int(file.read())
+        return server
+
+    def tmp(self):
+        import tempfile
+        self.directory = tempfile.mkdtemp(prefix="test-rtot-")
+        self.addCleanup(shutil.rmtree, self.directory)
+        return self.directory
+
+    def end(self, server, number=signal.SIGTERM):
+        os.kill(server.pid, number)
+        wait_until(lambda: not is_alive(server.pid))
+        server.close()
+
+    def test_returns_when_the_port_is_bound_and_lives_on_without_its_session(self):
+        server = self.daemon("--log-file", "log")
+        self.addCleanup(self.end, server)
+        self.assertEqual(server.run("pwd")["out"], self.directory + "\n")
+        self.assertEqual(os.getsid(server.pid) == os.getsid(0), False)
+        self.assertEqual(process_state(server.process.pid), "X")
+        for fd, target in ((0, "/dev/null"), (1, "/dev/null"), (2, os.path.join(self.directory, "log"))):
+            self.assertEqual(os.readlink("/proc/%d/fd/%d" % (server.pid, fd)), target)
+
+    def test_outlives_the_session_that_started_it(self):
+        server = self.daemon(wrapper=["setsid", "-w", "bash", "-c", 'trap "" HUP; "$@"; status=$?; kill -HUP 0; exit $status', "bash"])
+        self.assertEqual(server.run("echo hi")["out"], "hi\n")
+        self.end(server)
+        self.assertFalse(os.path.exists(os.path.join(self.directory, "pid")))
+        self.assertFalse(os.path.exists(server.tmp))
+
+    def test_says_why_it_could_not_start_and_exits_with_1(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen(1)
+            server = Server("-d", address="127.0.0.1:%d" % taken.getsockname()[1], cwd=self.tmp())
+            self.addCleanup(server.close)
+            self.assertEqual(server.process.wait(support.LIMIT), 1)
+        self.assertRegex(server.log(), "^rtot: cannot listen on .*: Address already in use\n$")
+
+    def test_a_pid_file_of_a_living_server_is_refused_and_a_stale_one_written_over(self):
+        server = self.daemon()
+        again = Server("-d", "--pid-file", "pid", cwd=self.directory)
+        self.addCleanup(again.close)
+        self.assertEqual(again.process.wait(support.LIMIT), 1)
+        self.assertIn("pid is the pid file of a server that lives", again.log())
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(server.pid))
+        server.close()
+        third = Server("-d", "--pid-file", "pid", cwd=self.directory)
+        self.assertEqual(third.process.wait(support.LIMIT), 0, third.log())
+        with open(os.path.join(self.directory, "pid")) as file:
+            third.pid = int(file.read())
+        self.end(third)
+
+    def test_the_log_file_is_opened_anew_on_hangup(self):
+        server = self.daemon("--log-file", "log")
+        path = os.path.join(self.directory, "log")
+        server.get("/ping")
+        wait_until(lambda: "GET /ping" in open_text(path))
+        os.rename(path, path + ".1")
+        os.kill(server.pid, signal.SIGHUP)
+        wait_until(lambda: os.path.exists(path))
+        server.get("/jobs")
+        wait_until(lambda: "GET /jobs" in open_text(path))
+        self.end(server)
+
+    def test_a_file_that_cannot_be_written_is_told(self):
+        for option in ("--pid-file", "--log-file"):
+            server = Server("-d", option, "/no/such/file", cwd=self.tmp())
+            self.addCleanup(server.close)
+            self.assertEqual(server.process.wait(support.LIMIT), 1)
+            self.assertIn("rtot: cannot write /no/such/file: No such file or directory", server.log())
+            self.assertNotIn("Traceback", server.log())
+
+
+def open_text(path):
+    with open(path) as file:
+        return file.read()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=10000)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    fuzzer, began = Fuzzer(args.seed), time.monotonic()
+    try:
+        fuzzer.run(args.cases)
+    finally:
+        fuzzer.close()
+    print("%d cases of seed %d in %.0f s: nothing found" % (args.cases, args.seed, time.monotonic() - began))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
