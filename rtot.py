@@ -23,6 +23,7 @@ import collections
 import contextlib
 import errno
 import heapq
+import itertools
 import os
 import re
 import select
@@ -531,23 +532,67 @@ class Job:
         """Seconds for which it has run."""
         return time.monotonic() - self.began if self.state == "running" else self.took
 
-    def text(self, stream):
-        kept = self.output.streams[stream]
-        return readable(b"".join(kept.chunks)[kept.start - kept.starts[0]:]) if kept.chunks else ""
+    def slices(self, reader, length, limit):
+        """Yield the `length` bytes from the reader's place on, at most `limit` at a time, so that nobody holds more.
+
+        It ends before its time if some were dropped meanwhile, which `reader.lost` tells.
+        """
+        while length > 0:
+            with self.lock:
+                before = reader.position
+                data = reader.read(min(length, limit))
+                length -= reader.position - before
+            if length >= 0:
+                yield data
 
     def view(self, fields):
-        """Return the job as it is shown: an ordered dict of the `fields` that are not empty."""
+        """Yield the job as JSON, in pieces of bytes: those of the `fields` that are not empty."""
+        import json
         with self.lock:
             pairs = [(name, show(self)) for name, show in VIEW.items() if name in fields]
-        return collections.OrderedDict(
-            (name, value) for name, value in pairs if value or name not in LEFT_OUT_WHEN_EMPTY)
+        lead = b"{"
+        for name, value in pairs:
+            if name in LEFT_OUT_WHEN_EMPTY and not value:
+                continue
+            yield b'%b\n      "%b": ' % (lead, name.encode("ascii"))
+            if isinstance(value, Text):
+                yield b'"'
+                yield from json_text(self.slices(value.reader, value.length, FOLD))
+                yield b'"'
+            else:
+                indent = 2 if isinstance(value, (list, dict)) else None
+                text = json.dumps(value, ensure_ascii=False, indent=indent)
+                yield text.replace("\n", "\n      ").encode("utf-8", "replace")
+            lead = b","
+        yield b"\n    }"
+
+
+Text = collections.namedtuple("Text", "reader length")     # what a stream has kept, to be read when it is shown
+
+
+def kept_text(job, which):
+    """Return the Text of a stream, or None if it is empty; call it with the job's lock."""
+    stream = job.output.streams[which]
+    if stream.end == stream.start:
+        return None
+    return Text(Reader(job.output, which, [each.start for each in job.output.streams]), stream.end - stream.start)
+
+
+def json_text(pieces):
+    """Yield pieces of UTF-8 as the inside of a JSON string; what is not UTF-8 shows as U+FFFD."""
+    import codecs
+    import json
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        yield json.dumps(decoder.decode(piece), ensure_ascii=False)[1:-1].encode("utf-8")
+    yield decoder.decode(b"", True).encode("utf-8")
 
 
 VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
     ("href", lambda job: job.href),
     ("id", lambda job: job.id),
-    ("out", lambda job: job.text(OUT)),
-    ("err", lambda job: job.text(ERR)),
+    ("out", lambda job: kept_text(job, OUT)),
+    ("err", lambda job: kept_text(job, ERR)),
     ("exit", lambda job: job.exit),
     ("state", lambda job: job.state),
     ("start", lambda job: go_time(job.started)),
@@ -571,6 +616,16 @@ VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
 ALWAYS = frozenset("href id state".split())
 DEFAULT_FIELDS = ALWAYS.union("out err exit start complete create".split())
 LEFT_OUT_WHEN_EMPTY = frozenset("out err exit".split())
+
+
+def jobs_json(jobs, fields):
+    """Yield the jobs as JSON, in pieces of bytes."""
+    lead = b'{\n  "jobs": ['
+    for job in jobs:
+        yield lead + b"\n    "
+        yield from job.view(fields)
+        lead = b","
+    yield b"\n  ]\n}\n" if lead == b"," else lead + b"]\n}\n"
 
 
 class JobStore:
@@ -1503,6 +1558,21 @@ class Request:
                  unquote_plus(value, "latin-1").encode("latin-1")) for name, _, value in pairs]
 
 
+def gather(pieces):
+    """Yield the same bytes in blocks of SLICE or more."""
+    parts, size = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size >= SLICE:
+            yield b"".join(parts)
+            parts, size = [], 0
+    yield b"".join(parts)
+
+
+JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
+
+
 class Response:
     """An answer as a value.
 
@@ -1527,7 +1597,16 @@ class Response:
         """Indented by two spaces and ended by a newline, UTF-8 as it is."""
         import json
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        return cls(status, text.encode("utf-8", "replace"), "application/json; charset=utf-8", headers)
+        return cls(status, text.encode("utf-8", "replace"), JSON, headers)
+
+    @classmethod
+    def of_pieces(cls, status, pieces, headers=()):
+        """Answer with JSON in pieces; what is large is made as it is sent, so that nobody holds it whole."""
+        blocks = gather(pieces)
+        first, second = next(blocks), next(blocks, None)
+        if second is None:
+            return cls(status, first, JSON, headers)
+        return cls(status, itertools.chain((first, second), blocks), JSON, headers)
 
     @classmethod
     def of_error(cls, error):
@@ -1893,7 +1972,8 @@ class Connection(socketserver.BaseRequestHandler):
 
         Return False: no request follows.
         """
-        deadline, remaining = time.monotonic() + LINGER, LINGER_BYTES
+        self.waiting_since = time.monotonic()
+        deadline, remaining = self.waiting_since + LINGER, LINGER_BYTES
         try:
             self.connection.shutdown(socket.SHUT_WR)
             while remaining > 0 and self.wire.receive(deadline):
@@ -2028,6 +2108,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             raise
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if address[0].startswith("::ffff:"):    # IPv4 by way of an IPv6 socket
+            address = (address[0][7:],) + address[1:]
         return connection, address
 
     def verify_request(self, request, client_address):
@@ -2208,7 +2290,6 @@ class Router:
         return route, number
 
 
-TEXT = "text/plain; charset=utf-8"
 FOREVER = float("inf")
 LIVE_END = 2 ** 53 - 1          # the last byte of a body that still grows: RFC 8673, 2.2
 
@@ -2255,10 +2336,6 @@ class App:
         if job is None:
             raise NotFound("there is no job %s, or no longer" % text, error="no such job", extra={"jobs": []})
         return job
-
-    def _show(self, status, jobs, parameters, headers=()):
-        fields = parameters.fields()
-        return Response.json(status, {"jobs": [job.view(fields) for job in jobs]}, headers)
 
     # The server.
 
@@ -2317,17 +2394,18 @@ class App:
         except Error:
             file.close()
             raise
-        created = [job.view(fields)]
-        self.runner.submit(job, file)
         headers = [("Location", job.href)]
+        created = Response.of_pieces(201, jobs_json([job], fields), headers)
+        self.runner.submit(job, file)
         if follow:
-            return self._followed(201, job, Reader(job.output, None, [0, 0]), request, headers)
+            return self._followed(201, job, Reader(job.output, None, [0, 0]), headers)
         if wait is None:
-            return Response.json(201, {"jobs": created}, headers)
-        return self._show(201 if self._wait(job, wait, request) else 202, [job], parameters, headers)
+            return created
+        return Response.of_pieces(201 if self._wait(job, wait, request) else 202, jobs_json([job], fields), headers)
 
     def list(self, request, parameters):
-        return self._show(200, self.store.select(parameters.state(), parameters.text("label")), parameters)
+        jobs = self.store.select(parameters.state(), parameters.text("label"))
+        return Response.of_pieces(200, jobs_json(jobs, parameters.fields()))
 
     def delete_all(self, request, parameters):
         jobs = self.store.select(parameters.state(), parameters.text("label"))
@@ -2335,8 +2413,9 @@ class App:
         return Response(204)
 
     def get(self, request, parameters, job):
-        complete = self._wait(job, parameters.seconds("wait", alone=FOREVER) or 0, request)
-        return self._show(200 if complete else 202, [job], parameters, [("Location", job.href)])
+        fields, seconds = parameters.fields(), parameters.seconds("wait", alone=FOREVER)
+        status = 200 if self._wait(job, seconds or 0, request) else 202
+        return Response.of_pieces(status, jobs_json([job], fields), [("Location", job.href)])
 
     def delete(self, request, parameters, job):
         self.store.remove(job.id)
@@ -2380,7 +2459,7 @@ class App:
         span = self._span(request, follow) if which is not None else None
         if span and tail is not None:
             raise BadRequest("Range and tail both say where to begin: give one of them")
-        output = job.output
+        output, small = job.output, None
         with job.lock:
             reader = Reader(output, which, [stream.start for stream in output.streams])
             if tail is not None:
@@ -2389,14 +2468,15 @@ class App:
             end = reader.source.end
             if span:
                 end = self._place(reader, span, follow, headers, job.is_complete())
+            length = end - reader.position
+            if not follow and length <= SLICE:
+                small = self._read(reader, length)
         status = 206 if span else 200
         if follow:
-            return self._followed(status, job, reader, request, headers)
-        length = end - reader.position
-        if length <= SLICE:
-            with job.lock:
-                return Response(status, self._read(reader, length), TEXT, headers)
-        return Response(status, self._slices(job, reader, length), TEXT, headers, length=length)
+            return self._followed(status, job, reader, headers)
+        if small is not None:
+            return Response(status, small, TEXT, headers)
+        return Response(status, self._whole(job, reader, length), TEXT, headers, length=length)
 
     @staticmethod
     def _span(request, follow):
@@ -2442,17 +2522,16 @@ class App:
         return b"".join(parts)
 
     @staticmethod
-    def _slices(job, reader, length):
-        """Yield `length` bytes, a slice at a time, so that a slow client holds nothing more."""
-        while length:
-            with job.lock:
-                data = reader.read(min(length, SLICE))
+    def _whole(job, reader, length):
+        """Yield `length` bytes; if some are dropped meanwhile, what was announced can't be sent any more."""
+        for data in job.slices(reader, length, SLICE):
             if reader.lost:
-                raise ClientGone()      # dropped meanwhile: what was announced can't be sent any more
-            length -= len(data)
+                break
             yield data
+        if reader.lost:
+            raise ClientGone()
 
-    def _followed(self, status, job, reader, request, headers):
+    def _followed(self, status, job, reader, headers):
         def trailers():
             return [("Rtot-Exit", str(job.exit_code)), ("Rtot-Dropped", str(reader.lost))]
         headers = headers + [("X-Accel-Buffering", "no"), ("Trailer", "Rtot-Exit, Rtot-Dropped")]

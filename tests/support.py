@@ -2,6 +2,7 @@
 import contextlib
 import glob
 import http.client
+import itertools
 import json
 import os
 import re
@@ -21,6 +22,7 @@ SOURCE = os.path.join(ROOT, "rtot.py")
 SECRET = "swordfish"
 LIMIT = 60.0            # s, for what takes milliseconds on an idle machine: a test fails, it does not hang
 LINUX = sys.platform.startswith("linux")
+STRANGERS = itertools.count(250)        # wrong secrets from one address have to wait; addresses of loopback abound
 
 
 def wait_until(condition, what="the condition", limit=LIMIT):
@@ -111,15 +113,16 @@ class Server:
     def connect(self, host="127.0.0.1"):
         return socket.create_connection((host, self.port), timeout=LIMIT)
 
-    def client(self):
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT)
+    def client(self, source=None):
+        """Return a client; `source` is the address that it comes from."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT, source_address=source)
 
     def request(self, method, path, body=None, headers=None, secret=True, client=None):
-        """Return the Answer to one request."""
+        """Return the Answer to one request, which comes without a secret from an address that was not seen before."""
         headers = dict(headers or {})
         if secret is True:
             headers["Rtot-Secret"] = self.secret
-        own = client or self.client()
+        own = client or self.client(None if secret or not LINUX else ("127.1.%d.%d" % divmod(next(STRANGERS), 250), 0))
         try:
             if isinstance(body, str):
                 body = body.encode("utf-8")

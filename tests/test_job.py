@@ -1,6 +1,9 @@
 """A job's record, its lifecycle and how it is shown; the store of jobs."""
+import collections
+import json
 import threading
 import time
+import tracemalloc
 import unittest
 
 import support  # noqa: F401  finds rtot
@@ -81,14 +84,17 @@ class WaitTest(unittest.TestCase):
 
 class ViewTest(unittest.TestCase):
 
+    def show(self, job, fields=DEFAULT_FIELDS):
+        return json.loads(b"".join(job.view(fields)).decode("utf-8"), object_pairs_hook=collections.OrderedDict)
+
     def test_shows_what_the_seed_showed_in_its_order(self):
         job = new_job()
-        self.assertEqual(list(job.view(DEFAULT_FIELDS)), "href id state start complete create".split())
+        self.assertEqual(list(self.show(job)), "href id state start complete create".split())
         job.run(1)
         job.capture(OUT, b"o")
         job.capture(rtot.ERR, b"e")
         job.complete("exit status 1", 1)
-        self.assertEqual(list(job.view(DEFAULT_FIELDS)),
+        self.assertEqual(list(self.show(job)),
                          "href id out err exit state start complete create".split())
 
     def test_shows_all_that_there_is_on_request(self):
@@ -99,7 +105,37 @@ class ViewTest(unittest.TestCase):
     def test_shows_what_is_not_utf8_as_a_replacement_character(self):
         job = new_job()
         job.capture(OUT, b"caf\xc3\xa9 \xff")
-        self.assertEqual(job.view(("out",))["out"], "caf\u00e9 \ufffd")
+        self.assertEqual(self.show(job)["out"], "caf\u00e9 \ufffd")
+
+    def test_a_character_that_is_split_between_chunks_is_whole(self):
+        job, text = new_job(), "\u20ac\U0001f600e" * 60000
+        data = text.encode("utf-8")
+        for begin in range(0, len(data), 7919):
+            job.capture(OUT, data[begin:begin + 7919])
+        job.capture(rtot.ERR, data[:-2])
+        self.assertEqual(self.show(job)["out"], text)
+        self.assertEqual(self.show(job)["err"], data[:-2].decode("utf-8", "replace"))
+
+    def test_is_indented_by_two_spaces_as_the_standard_library_does(self):
+        job = new_job()
+        job.options = PLAIN._replace(args=(b"a\nb", b"c"), tty=rtot.Terminal(1, 2), label="\u00e9\"\\")
+        job.capture(OUT, b"tab\t \"quoted\" \\ \x01\n")
+        for jobs in ([], [job], [job, new_job()]):
+            text = b"".join(rtot.jobs_json(jobs, frozenset(VIEW))).decode("utf-8")
+            value = json.loads(text, object_pairs_hook=collections.OrderedDict)
+            self.assertEqual(text, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def test_large_output_is_shown_without_being_held_whole(self):
+        job = Job(b"x", PLAIN, 64 << 20)
+        job.id = 0
+        for _ in range(512):
+            job.capture(OUT, b"x" * 65536)
+        tracemalloc.start()
+        size = sum(len(piece) for piece in rtot.gather(rtot.jobs_json([job] * 3, DEFAULT_FIELDS)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        self.assertGreater(size, 96 << 20)
+        self.assertLess(peak, 4 << 20)
 
 
 class StoreTest(unittest.TestCase):
