@@ -1036,7 +1036,10 @@ class Runner:
     def _run_timers(self):
         now = time.monotonic()
         while self._timers and (self._timers[0][0] <= now or not self._timers[0][2]):
-            _, _, function, process = heapq.heappop(self._timers)
+            timer = heapq.heappop(self._timers)
+            _, _, function, process = timer
+            if process:
+                process.timers.remove(timer)
             if function:
                 function(process)
 
@@ -2505,8 +2508,10 @@ class App:
         if first > source.end or not follow and first == source.end:
             raise RangeNotSatisfiable("there are %d bytes" % source.end,
                                       headers=[("Content-Range", "bytes */%d" % source.end)])
+        if end <= source.start and not follow:
+            raise RangeNotSatisfiable("the first %d bytes were dropped" % source.start,
+                                      headers=[("Content-Range", "bytes */%d" % source.end)])
         first = max(first, source.start)        # what was dropped can't be had: Content-Range tells
-        end = max(first, end)
         reader.at[reader.which] = first
         headers.append(("Content-Range", "bytes %d-%d/%s" % (
             first, LIVE_END if follow else end - 1, source.end if complete and not follow else "*")))
@@ -2955,6 +2960,7 @@ def main(argv=None):
                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN}
     if args.daemon or args.log_file:
         ends_us.discard(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
     prepare_process()
     log = Log(args.log_format, args.log_file)
     shown = [os.fsencode(text).strip() for text in (args.secret, os.environ.get("RTOT_SECRET")) if text]

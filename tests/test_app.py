@@ -366,6 +366,8 @@ class DroppedTest(ServerCase):
         self.assertEqual((answer.body, answer.headers["content-range"]), (whole[3000:], "bytes 3000-3892/3893"))
         answer = self.server.get("/jobs/%d/out" % number, headers={"Range": "bytes=5-"})
         self.assertEqual((answer.body, answer.headers["content-range"]), (whole[-1000:], "bytes 2893-3892/3893"))
+        answer = self.server.get("/jobs/%d/out" % number, headers={"Range": "bytes=5-2892"})
+        self.assertError(answer, 416, "the first 2893 bytes were dropped")
 
 
 class FollowTest(ServerCase):

@@ -499,6 +499,7 @@ class DaemonTest(unittest.TestCase):
 
     def test_outlives_the_session_that_started_it(self):
         server = self.daemon(wrapper=["setsid", "-w", "bash", "-c", 'trap "" HUP; "$@"; status=$?; kill -HUP 0; exit $status', "bash"])
+        os.kill(server.pid, signal.SIGHUP)
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
         self.end(server)
         self.assertFalse(os.path.exists(os.path.join(self.directory, "pid")))

@@ -3,7 +3,6 @@ import json
 import os
 import signal
 import socket
-import time
 
 import support
 from support import SECRET, ServerCase, split_answer, wait_until
@@ -277,25 +276,6 @@ class ConnectionTest(HttpCase):
             connection.close()
         wait_until(lambda: self.server.threads() == 2, "the end of the connections' threads")
         self.assertEqual(self.server.get("/ping").status, 200)
-
-
-class TimeTest(HttpCase):
-
-    def test_a_head_that_comes_drop_by_drop_has_one_deadline(self):
-        self.server.get("/ping")
-        connection = self.server.connect()
-        self.addCleanup(connection.close)
-        began = time.monotonic()
-        connection.settimeout(0.4)
-        answer = b""
-        connection.sendall(b"GET /ping HTTP/1.1\r\n")
-        while not answer and time.monotonic() - began < support.LIMIT:
-            try:
-                answer = connection.recv(1000)
-            except socket.timeout:
-                connection.sendall(b"A: b\r\n")
-        self.assertTrue(answer.startswith(b"HTTP/1.1 408 "), answer)
-        self.assertGreater(time.monotonic() - began, 9)
 
 
 class CapTest(HttpCase):
