@@ -31,6 +31,7 @@ import selectors
 import signal
 import socket
 import socketserver
+import stat
 import sys
 import threading
 import time
@@ -2063,7 +2064,9 @@ class Connections:
 
 
 def show_address(address):
-    host, port = address
+    host, port = address[:2]
+    if port is None:
+        return "unix:" + host
     return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
 
 
@@ -2073,13 +2076,17 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     allow_reuse_address = True
     daemon_threads = True
     request_queue_size = BACKLOG
+    _path = None            # of the Unix socket that we made
 
     def __init__(self, address, app, log, limits):
+        """Listen on (host, port), where "" is all addresses, or on (path of a Unix socket, None); OSError."""
         self.app, self.log, self.limits = app, log, limits
         self.connections, self.failures = Connections(limits.connections), Failures()
         host, port = address
-        if host == "" and not socket.has_ipv6:
-            host = "0.0.0.0"
+        if port is None:
+            self.address_family = socket.AF_UNIX
+            super().__init__(host, Connection)
+            return
         try:
             self._bind(host or "::", port)
         except OSError as error:
@@ -2088,18 +2095,48 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._bind("0.0.0.0", port)     # a host without IPv6
 
     def _bind(self, host, port):
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        self.address_family = family
+        self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         super().__init__(address, Connection)
 
     def server_bind(self):
+        if self.address_family == socket.AF_UNIX:
+            self._remove_stale()
+            previous = os.umask(0o177)      # for its user alone; no thread runs yet
+            try:
+                super().server_bind()
+                self._path = self.server_address
+            finally:
+                os.umask(previous)
+            return
         if self.address_family == socket.AF_INET6:      # "::" means IPv4 too
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         super().server_bind()
 
+    def _remove_stale(self):
+        """Remove a socket on which nobody listens any more; one that lives makes bind fail."""
+        try:
+            if not stat.S_ISSOCK(os.stat(self.server_address).st_mode):
+                return
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(self.server_address)
+        except ConnectionRefusedError:
+            os.unlink(self.server_address)
+        except FileNotFoundError:
+            pass
+
+    def server_close(self):
+        super().server_close()
+        if self._path is not None:      # ours: TCPServer closes what it could not bind, too
+            try:
+                os.unlink(self._path)
+            except FileNotFoundError:
+                pass
+
     @property
     def url(self):
-        return "http://%s/" % show_address(self.server_address[:2])
+        if self.address_family == socket.AF_UNIX:
+            return show_address((self.server_address, None))
+        return "http://%s/" % show_address(self.server_address)
 
     def get_request(self):
         try:
@@ -2109,6 +2146,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 self.connections.close_one()
                 time.sleep(0.1)             # what waits stays readable, so the loop would spin
             raise
+        if self.address_family == socket.AF_UNIX:
+            return connection, ("unix", None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if address[0].startswith("::ffff:"):    # IPv4 by way of an IPv6 socket
@@ -2735,7 +2774,9 @@ def parse_form(text):
 
 
 def parse_address(text):
-    """Return (host, port) of :8457, host:8457 or [::1]:8457; the host "" is all addresses."""
+    """Return (host, port) of :8457, host:8457 or [::1]:8457, (path, None) of unix:path; see Server."""
+    if text.startswith("unix:") and len(text) > 5:
+        return text[5:], None
     match = re.fullmatch(r"(\[[^][]+\]|[^:]*):([0-9]{1,5})", text, re.ASCII)
     if not match or int(match.group(2)) > 65535:
         raise ValueError(text)
@@ -2770,7 +2811,8 @@ def parser():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = result.add_argument
     add("-a", "--addr", type=parse_address, metavar="ADDR", default=environ("RTOT_ADDR", ":8457"),
-        help="where to listen: :8457 (all addresses), host:8457, [::1]:8457; port 0 picks one (default: :8457)")
+        help="where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one "
+             "(default: :8457)")
     add("-s", "--secret", metavar="SECRET", help="what every request has to bring; one is made if none is given")
     add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE")
     add("-f", "--log-format", type=parse_form, metavar="text|json", default=environ("RTOT_LOG_FORMAT", "text"),

@@ -1,6 +1,7 @@
 """The command line: options, environment, secret, log, signals, exit codes."""
 import contextlib
 import errno
+import http.client
 import json
 import os
 import re
@@ -27,6 +28,21 @@ def run(*options, env=None):
     finally:
         process.kill()
     return process.returncode, out, err
+
+
+class UnixServer(Server):
+    """One that is reached by its socket."""
+
+    def ready(self):
+        wait_until(lambda: "listens on unix:" in self.log())
+        self.path = self.log().split("listens on unix:")[1].split("\n")[0]
+        return self
+
+    def client(self, source=None):
+        client = http.client.HTTPConnection("localhost", timeout=support.LIMIT)
+        client.sock = socket.socket(socket.AF_UNIX)
+        client.sock.connect(self.path)
+        return client
 
 
 class CliCase(unittest.TestCase):
@@ -149,6 +165,35 @@ class AddressTest(CliCase):
         self.assertRaises(OSError, server.connect)
         server.connect("127.0.0.2").close()
 
+    def test_a_unix_socket_is_for_its_user_alone_and_gone_at_the_end(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "socket")
+            server = UnixServer("-s", "swordfish", address="unix:" + path, secret=None)
+            self.addCleanup(server.close)
+            server.ready()
+            self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+            server.secret = "swordfish"
+            self.assertEqual(server.run("echo hi")["out"], "hi\n")
+            self.assertEqual(server.get("/", headers={"Rtot-Secret": "x"}, secret=False).status, 401)
+            wait_until(lambda: " unix POST /jobs 201 " in server.log())
+            status, _, err = run("-a", "unix:" + path, "-s", "x")
+            self.assertEqual((status, err), (1, "rtot: cannot listen on unix:%s: Address already in use\n" % path))
+            server.process.kill()
+            server.process.wait()
+            self.assertTrue(os.path.exists(path))
+            again = UnixServer(address="unix:" + path)
+            self.addCleanup(again.close)
+            again.ready()
+            self.assertEqual(again.run("echo hi")["out"], "hi\n")
+            self.assertEqual(again.stop(), 0)
+            self.assertFalse(os.path.exists(path))
+
+    def test_a_file_in_the_place_of_a_unix_socket_is_left_alone(self):
+        with tempfile.NamedTemporaryFile() as file:
+            status, _, err = run("-a", "unix:" + file.name, "-s", "x")
+            self.assertEqual((status, err), (1, "rtot: cannot listen on unix:%s: Address already in use\n" % file.name))
+            self.assertTrue(os.path.exists(file.name))
+
     def test_starts_again_at_once_on_the_same_port(self):
         server = self.start()
         number = server.start("sleep 99")
@@ -182,7 +227,7 @@ class LogTest(CliCase):
         self.exercise(server)
         lines = server.log().split("\n")
         self.assertEqual(lines[0], "rtot: version %s listens on http://127.0.0.1:%d/" % (rtot.__version__, server.port))
-        stamp = "20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z 127.0.0.1 "
+        stamp = "20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z 127[0-9.]+ "
         for line, rest in zip(lines[1:], (r"POST /jobs 201 [0-9]+ [0-9.]+.?s", r"POST /jobs 201 ", r"GET /ping 400 ", r"GET /jobs/99 404 ",
                                           r"GET /none\\nsuch\\x1b\[2J 404 ", "- - 400 ", "GET / 401 ")):
             self.assertRegex(line, "^" + stamp + rest)
