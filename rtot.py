@@ -1904,17 +1904,19 @@ class Connection(socketserver.BaseRequestHandler):
         return True
 
     def _slow_down(self):
-        """Let one who guesses wait.  Room is made for others meanwhile, who so close this connection."""
+        """Let one who guesses wait; to make room for another, this connection may be closed meanwhile."""
         delay = self.server.failures.note(self.client_address[0])
         self.waiting_since = time.monotonic()
-        self._check(delay)
-        self.waiting_since = None
+        poll = select.poll()
+        poll.register(self.connection, 0)       # POLLHUP comes unasked: poll(2)
+        if delay and poll.poll(int(delay * 1000)):
+            raise ClientGone()
 
-    def _check(self, seconds=0.0):
+    def _check(self):
         """Raise ClientGone if the client has closed its side, also behind what it has sent and nobody read."""
         poll = select.poll()
         poll.register(self.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
-        if poll.poll(int(seconds * 1000)):
+        if poll.poll(0):
             raise ClientGone()
 
     def _write(self, data):

@@ -228,6 +228,11 @@ class ConnectionTest(HttpCase):
                      b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: foo, Close\r\n\r\n"):
             self.assertEqual(split_answer(self.server.raw(data))[0], 200)
 
+    def test_a_client_that_has_closed_its_side_gets_its_answer(self):
+        for secret, status in ((b"bad", 401), (SECRET.encode("ascii"), 200)):
+            data = b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: " + secret + b"\r\n\r\n"
+            self.assertEqual(split_answer(self.server.raw(data, end=True))[0], status)
+
     def test_http_1_0_may_keep_its_connection(self):
         answers = self.exchange(b"GET /ping HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n" * 3, 3)
         self.assertEqual([headers["connection"] for _, headers, _ in answers], ["keep-alive"] * 3)
