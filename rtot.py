@@ -44,11 +44,12 @@ MIB = 1 << 20
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 READ_SIZE = 1 << 16     # bytes, what a pipe holds (pipe(7))
-RESERVED = 24           # descriptors that jobs leave to connections
+RESERVED = 24           # descriptors, of many, that jobs leave to connections
 READS_AT_EXIT = 4       # of a pipe when its script has exited: mostly to its end, without one more wake
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
 PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the job does not wait for it
 PATIENCE = 0.25         # s in which a follower has to show that pace
+LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
 DEFAULT_SHELL = b"/bin/bash"
 SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts.h, BINPRM_BUF_SIZE)
 
@@ -64,6 +65,7 @@ SEND_TIMEOUT = 300.0    # s for which a client may leave SLICE bytes of an answe
 DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
 LINGER = 2.0            # s, and
 LINGER_BYTES = 16 * MIB  # bytes of an unread body that are thrown away so that its sender sees the answer
+LONGEST_LINE = 4000     # characters of a line of the log: what a pipe takes at once, PIPE_BUF of pipe(7)
 SLICE = 1 << 16         # bytes of an answer that are in hand at a time
 TICK = 1.0              # s after which one who waits looks whether its client is still there
 
@@ -360,7 +362,9 @@ class Reader:
     def endangered(self, count):
         """Would `count` more bytes push out what it has not read?"""
         output = self.output
-        return output.end - output.start + count > output.limit and self.position < self.source.start + count
+        source = self.source
+        return (output.end - output.start + count > output.limit
+                and self.position < min(source.end, source.start + count))
 
 
 # -------------------------------------------------------------------------------------- job and store
@@ -381,8 +385,7 @@ SIGNAL_WORDS = {
     "SEGV": "segmentation fault", "USR2": "user defined signal 2", "PIPE": "broken pipe",
     "ALRM": "alarm clock", "TERM": "terminated", "STKFLT": "stack fault",
     "XCPU": "CPU time limit exceeded", "XFSZ": "file size limit exceeded",
-    "VTALRM": "virtual timer expired", "PROF": "profiling timer expired", "POLL": "I/O possible",
-    "IO": "I/O possible", "PWR": "power failure", "SYS": "bad system call",
+    "VTALRM": "virtual timer expired", "PROF": "profiling timer expired", "IO": "I/O possible", "PWR": "power failure", "SYS": "bad system call",
 }
 
 
@@ -571,6 +574,14 @@ class Job:
 Text = collections.namedtuple("Text", "reader length")     # what a stream has kept, to be read when it is shown
 
 
+def working_directory():
+    """Return ours, or b"" if it was removed."""
+    try:
+        return os.getcwdb()
+    except FileNotFoundError:
+        return b""
+
+
 def kept_text(job, which):
     """Return the Text of a stream, or None if it is empty; call it with the job's lock."""
     stream = job.output.streams[which]
@@ -606,7 +617,7 @@ VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
     ("pid", lambda job: job.pid),
     ("label", lambda job: job.options.label),
     ("args", lambda job: [readable(arg) for arg in job.options.args]),
-    ("cwd", lambda job: readable(job.options.cwd or os.getcwdb())),
+    ("cwd", lambda job: readable(job.options.cwd or working_directory())),
     ("timeout", lambda job: job.options.timeout),
     ("tty", lambda job: job.options.tty and collections.OrderedDict(zip(Terminal._fields, job.options.tty))),
     ("script", lambda job: readable(job.script)),
@@ -731,10 +742,10 @@ class Script:
         self.path, self.fd = path, fd
 
     def close(self):
-        """Take it away; nothing happens if somebody else has."""
+        """Take it away; nothing happens if somebody else has, or the directory can't be written any more."""
         try:
             os.unlink(self.path) if self.fd is None else os.close(self.fd)
-        except FileNotFoundError:
+        except OSError:
             pass
 
 
@@ -782,7 +793,11 @@ class Workspace:
         import tempfile
         while True:
             path = tempfile.mkdtemp(prefix=self.PREFIX)
-            fd = os.open(path, os.O_RDONLY)
+            try:
+                fd = os.open(path, os.O_RDONLY)
+            except OSError:
+                os.rmdir(path)
+                raise
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(fd).st_nlink:
@@ -824,9 +839,13 @@ class Workspace:
                                       % reason.strerror) from reason
         try:
             fd = os.memfd_create("rtot")
-            with open(fd, "wb", closefd=False) as file:
-                file.write(data)
-            os.lseek(fd, 0, os.SEEK_SET)
+            try:
+                with open(fd, "wb", closefd=False) as file:
+                    file.write(data)
+                os.lseek(fd, 0, os.SEEK_SET)
+            except OSError:
+                os.close(fd)
+                raise
         except OSError as error:
             raise InsufficientStorage("the script could not be kept in memory: %s" % error.strerror) from error
         return Script(b"/dev/fd/%d" % fd, fd)
@@ -991,8 +1010,8 @@ class Runner:
 
     # From here on the loop alone.
 
-    def run(self, ends_us):
-        """Run jobs until stopped, or until one of the signals `ends_us` comes.
+    def catch_signals(self, ends_us):
+        """Stop at one of the signals `ends_us`, and see SIGCHLD; before there can be a job.
 
         The selector sees a signal as a byte on the wakeup descriptor, which Python's handler writes.
         """
@@ -1000,12 +1019,19 @@ class Runner:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in ends_us:
             signal.signal(number, lambda number, frame: self.stop())
+
+    def run(self):
+        """Run jobs until stopped."""
         try:
             while not self._finished():
-                timeout = self._timers[0][0] - time.monotonic() if self._timers else None
-                for key, _ in self._selector.select(timeout if timeout is None else max(timeout, 0)):
+                timeout = self._timers[0][0] - time.monotonic() if self._timers else LONGEST_WAIT
+                for key, _ in self._selector.select(min(max(timeout, 0), LONGEST_WAIT)):
                     function, process = key.data
-                    function(process, key.fd) if process else function()
+                    try:
+                        function(process, key.fd) if process else function()
+                    except MemoryError:     # what is held now is too much for this host
+                        self.max_total = self._total * 3 // 4
+                        self._shed()
                 self._run_timers()
         finally:
             for process in self._processes.values():
@@ -1047,7 +1073,7 @@ class Runner:
     # Starting.
 
     def _submit(self, job, script):
-        if self.stopping:
+        if self.stopping or job.is_complete():      # deleted already
             self._cancel(job, script)
             return
         self._waiting.append((job, script))
@@ -1062,9 +1088,6 @@ class Runner:
         """Start those whose turn it is."""
         while self._waiting and (not self.parallel or self._active < self.parallel):
             job, script = self._waiting.popleft()
-            if job.is_complete():               # deleted while it waited
-                script.close()
-                continue
             process = Process(job, script)
             try:
                 self._spawn(process)
@@ -1132,7 +1155,8 @@ class Runner:
                 ends = (end,) + ends[1:]
         for fd in mine.values():
             os.set_blocking(fd, False)
-        if max(opened) >= self._descriptors - RESERVED:     # connections need some, or nobody could delete a job
+        reserved = min(RESERVED, self._descriptors // 4)    # connections need some, or nobody could delete a job
+        if max(opened) >= self._descriptors - reserved:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return ends, mine
 
@@ -1205,21 +1229,19 @@ class Runner:
         """Read once; return whether there may be more at once."""
         if fd not in process.pipes:     # closed by another event of the same wake
             return False
-        if any(reader.awaited and reader.endangered(READ_SIZE) for reader in process.job.output.readers):
-            self._hold_back(process)
+        output = process.job.output
+        size = min(READ_SIZE, output.limit)
+        if any(reader.awaited and reader.endangered(size) for reader in output.readers):
+            self._hold_back(process, size)
             return False
         try:
-            data = os.read(fd, READ_SIZE)
+            data = os.read(fd, size)
         except BlockingIOError:
             return False
         except OSError as error:
             if error.errno != errno.EIO:        # how a terminal ends
                 raise
             data = b""
-        except MemoryError:     # what is held now is too much for this host
-            self.max_total = self._total * 3 // 4
-            self._shed()
-            return False
         if data:
             self._captured(process, process.pipes[fd], data)
         else:
@@ -1260,7 +1282,7 @@ class Runner:
             process.terminal = None
             self._close_input(process)
 
-    def _hold_back(self, process):
+    def _hold_back(self, process, size):
         """Read no more of a job for a moment: a follower that keeps up would lose what it has not read yet.
 
         It has to show its PACE, or the job goes on without it; so a slow one costs the job PATIENCE once.
@@ -1271,11 +1293,11 @@ class Runner:
         for fd in process.pipes:
             self._selector.unregister(fd)
         places = [(reader, reader.position) for reader in process.job.output.readers
-                  if reader.awaited and reader.endangered(READ_SIZE)]
+                  if reader.awaited and reader.endangered(size)]
         until = time.monotonic() + PATIENCE
 
         def look(process):
-            late = [(reader, place) for reader, place in places if reader.endangered(READ_SIZE)
+            late = [(reader, place) for reader, place in places if reader.endangered(size)
                     and reader in process.job.output.readers]
             if late and time.monotonic() < until:
                 self._after(0.002, look, process)
@@ -1296,7 +1318,9 @@ class Runner:
             reply.give(error=Conflict("standard input of job %d is closed" % job.id))
             return
         if eof and process.terminal is not None:
-            data, eof = memoryview(bytes(data) + b"\x04"), False    # VEOF, termios(3): a terminal stays open
+            # VEOF (termios(3)) ends a line without a newline first, and only an empty one is the end.
+            ends = b"\x04" if not data or data[-1] == 10 else b"\x04\x04"
+            data, eof = memoryview(bytes(data) + ends), False       # a terminal stays open
         process.eof = eof
         process.feeds.append([data, reply])
         if len(process.feeds) == 1:
@@ -1361,11 +1385,10 @@ class Runner:
                 info = None if process.ended else self._ended(os.P_PID, pid)
                 if info:
                     self._exited(process, info)
-            if os.getpid() == 1:
-                self._reap_orphans()
+            self._reap_orphans()
 
     def _reap_orphans(self):
-        """As PID 1, reap those who came to us, also behind a zombie that is kept (proc_pid_children in proc(5))."""
+        """Reap those who came to us behind a zombie that is kept; their list is in proc_pid_task(5)."""
         try:
             with open("/proc/self/task/%d/children" % os.getpid()) as file:
                 children = file.read().split()
@@ -1394,22 +1417,30 @@ class Runner:
             dumped = " (core dumped)" if info.si_code == os.CLD_DUMPED else ""
             process.ended = ("signal: " + signal_words(number) + dumped, 128 + number)
         process.script.close()
-        for fd in list(process.pipes):
-            for _ in range(READS_AT_EXIT):
-                if not self._read(process, fd):
-                    break
+        self._drain(process)
         if process.pipes:
             self._after(HELD_AFTER, self._held, process)
         self._settle(process)
 
+    def _drain(self, process):
+        """Read what its pipes hold."""
+        for fd in list(process.pipes):
+            for _ in range(READS_AT_EXIT):
+                if not self._read(process, fd):
+                    break
+
     def _held(self, process):
         """Something that the script left in the background holds the output: the job is complete without it."""
+        self._drain(process)
         if process.paused:
             self._after(HELD_AFTER, self._held, process)
         elif process.pipes and not process.job.is_complete():
-            self._complete(process.job, *process.ended, held=True)
-            self._active -= 1
-            self._launch()
+            self._finish(process, held=True)
+
+    def _finish(self, process, held):
+        self._complete(process.job, *process.ended, held=held)
+        self._active -= 1
+        self._launch()
 
     def _settle(self, process):
         """A script that has exited and whose output has ended is complete; whom no signal awaits is reaped."""
@@ -1417,9 +1448,7 @@ class Runner:
             return
         job = process.job
         if not job.is_complete():
-            self._complete(job, *process.ended)
-            self._active -= 1
-            self._launch()
+            self._finish(process, held=False)
         elif job.held:
             job.release()
         if not process.killing:
@@ -1478,6 +1507,12 @@ class Runner:
             self._end(process)
 
     def _forget(self, jobs):
+        unstarted = {job for job in jobs if job.state == "new"}
+        if unstarted:
+            for job, script in self._waiting:
+                if job in unstarted:
+                    script.close()
+            self._waiting = collections.deque(pair for pair in self._waiting if pair[0] not in unstarted)
         for job in jobs:
             process = self._processes.get(job.id)
             if process:
@@ -1507,10 +1542,9 @@ class Runner:
         living = living_groups()
         for process in list(self._processes.values()):
             if process.ended and (process.pid not in living if living is not None else not process.killing):
+                self._drain(process)
                 for fd in list(process.pipes):      # held by what has left the group, by setsid(2)
-                    self._read(process, fd)
-                    if fd in process.pipes:
-                        self._close_pipe(process, fd)
+                    self._close_pipe(process, fd)
                 self._end_now(process)
         if self._processes:
             self._after(0.02, self._sweep_groups, None)
@@ -1801,9 +1835,9 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             sent = self._send(request, response, keep)
         finally:
-            self.server.log.access(self.client_address, request, response.status, sent, time.monotonic() - began)
             if response.after:
                 response.after()
+            self.server.log.access(self.client_address, request, response.status, sent, time.monotonic() - began)
         return self._skip_body(request.body) if keep else self._linger()
 
     def _response_to(self, error):
@@ -1920,9 +1954,11 @@ class Connection(socketserver.BaseRequestHandler):
             raise ClientGone()
 
     def _write(self, data):
+        view = memoryview(data)
         try:
-            self.connection.settimeout(SEND_TIMEOUT)
-            self.connection.sendall(data)
+            self.connection.settimeout(SEND_TIMEOUT)        # which is for all of what sendall is given
+            for begin in range(0, len(data), SLICE * 2):
+                self.connection.sendall(view[begin:begin + SLICE * 2])
         except OSError as error:
             raise ClientGone() from error
 
@@ -2176,7 +2212,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         request.settimeout(0)
         try:
             request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
-                         b"Retry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+                         b"Rtot-Version: %b\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+                         % (__version__.encode("ascii"), len(body), body))
         except OSError:
             pass
 
@@ -2435,11 +2472,12 @@ class App:
         job = Job(script, options, self.max_output)
         try:
             self.store.add(job)
-        except Error:
+            headers = [("Location", job.href)]
+            created = Response.of_pieces(201, jobs_json([job], fields), headers)
+        except BaseException:           # nothing stays of what will not run
+            self.store.remove(job.id)
             file.close()
             raise
-        headers = [("Location", job.href)]
-        created = Response.of_pieces(201, jobs_json([job], fields), headers)
         self.runner.submit(job, file)
         if follow:
             return self._followed(201, job, Reader(job.output, None, [0, 0]), headers)
@@ -2722,8 +2760,11 @@ class Log:
 
     @staticmethod
     def _write(line):
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)    # what nobody reads would hold us for ever: rather no line
         try:
-            os.write(2, (line + "\n").encode("utf-8", "replace"))
+            if poll.poll(0):
+                os.write(2, (line[:LONGEST_LINE] + "\n").encode("utf-8", "replace"))
         except OSError:         # whoever read it is gone: no reason to stop
             pass
 
@@ -2932,14 +2973,25 @@ def prepare_process():
             signal.signal(number, lambda number, frame: None)
 
 
+def import_the_rest():
+    """Import what answers and jobs will need, while the first request may be answered already.
+
+    Later there may be no descriptor left to open a module with.
+    """
+    import codecs, fcntl, hmac, json, pwd, resource, shutil, struct             # noqa: E401,F401
+    import subprocess, tempfile, termios, traceback, urllib.parse               # noqa: E401,F401
+
+
 def serve(server, runner, workspace, ends_us):
     """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
     threading.stack_size(512 * 1024)        # bytes; a thousand connections with 8 MB each are too many for some
+    runner.catch_signals(ends_us)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
     try:
+        import_the_rest()
         runner.raise_nofile()
         workspace.sweep()
-        runner.run(ends_us)
+        runner.run()
         server.connections.drain(DRAIN)
     finally:
         server.server_close()
@@ -2956,8 +3008,9 @@ def listen(args, secret, log):
     limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout)
     try:
         server = Server(args.addr, app, log, limits)
-    except OSError as error:
-        raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), error.strerror or error)) from None
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), reason)) from None
     if shell != DEFAULT_SHELL:
         log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
     return server, runner, workspace

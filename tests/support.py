@@ -22,7 +22,7 @@ SOURCE = os.path.join(ROOT, "rtot.py")
 SECRET = "swordfish"
 LIMIT = 60.0            # s, for what takes milliseconds on an idle machine: a test fails, it does not hang
 LINUX = sys.platform.startswith("linux")
-STRANGERS = itertools.count(250)        # wrong secrets from one address have to wait; addresses of loopback abound
+STRANGERS = itertools.count()
 
 
 def wait_until(condition, what="the condition", limit=LIMIT):
@@ -35,6 +35,11 @@ def wait_until(condition, what="the condition", limit=LIMIT):
         if time.monotonic() > deadline:
             raise AssertionError("%s did not come true within %d s" % (what, limit))
         time.sleep(0.005)
+
+
+def stranger():
+    """Return an address to come from that was not seen lately: wrong secrets from one address have to wait."""
+    return ("127.1.%d.%d" % divmod(next(STRANGERS) % 60000 + 1, 250), 0) if LINUX else None
 
 
 def process_state(pid):
@@ -110,8 +115,8 @@ class Server:
         with open(self.log_path, encoding="utf-8") as file:
             return file.read()
 
-    def connect(self, host="127.0.0.1"):
-        return socket.create_connection((host, self.port), timeout=LIMIT)
+    def connect(self, host="127.0.0.1", source=None):
+        return socket.create_connection((host, self.port), timeout=LIMIT, source_address=source)
 
     def client(self, source=None):
         """Return a client; `source` is the address that it comes from."""
@@ -122,7 +127,7 @@ class Server:
         headers = dict(headers or {})
         if secret is True:
             headers["Rtot-Secret"] = self.secret
-        own = client or self.client(None if secret or not LINUX else ("127.1.%d.%d" % divmod(next(STRANGERS), 250), 0))
+        own = client or self.client(None if secret else stranger())
         try:
             if isinstance(body, str):
                 body = body.encode("utf-8")
@@ -167,8 +172,8 @@ class Server:
         return wait_until(lambda: text in self.out(number) and self.out(number), "output %r" % text)
 
     def raw(self, data, end=False):
-        """Send bytes as they are; return all that comes back until the server closes."""
-        with contextlib.closing(self.connect()) as connection:
+        """Send bytes as they are, as a stranger; return all that comes back until the server closes."""
+        with contextlib.closing(self.connect(source=stranger())) as connection:
             connection.sendall(data)
             if end:
                 connection.shutdown(socket.SHUT_WR)

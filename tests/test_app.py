@@ -1,6 +1,8 @@
 """The routes: what each answers, and what it refuses."""
 import random
+import os
 import re
+import tempfile
 import threading
 import time
 
@@ -483,6 +485,20 @@ class FollowTest(ServerCase):
         self.assertLess(peak, (64 + 64) << 20)
 
 
+class SmallTest(ServerCase):
+    options = ("--max-output", "32K")
+
+    def test_followers_that_have_read_all_hold_no_job_back(self):
+        """One of a quiet stream was taken for one that lags: 60 MB took 44 s then."""
+        number = self.server.start("read go; head -c 30000000 /dev/zero | tr '\\0' x; echo >&2", "stdin")
+        quiet = Follower(self.server, "/jobs/%d/err?follow" % number)
+        self.server.post("/jobs/%d/stdin" % number, "go\n")
+        self.assertEqual(quiet.finish(), b"\n")
+        job = self.server.job(number, "fields=duration,out_bytes")
+        self.assertEqual(job["out_bytes"], 30000000)
+        self.assertLess(job["duration"], 30)        # 900 times PATIENCE would be 225 s
+
+
 class Counter(threading.Thread):
     """Counts the bytes of an HTTP/1.0 stream as fast as they come."""
 
@@ -526,6 +542,12 @@ class KillTest(ServerCase):
 
 
 class FaultTest(ServerCase):
+
+    def test_a_working_directory_that_was_removed_ends_nothing(self):
+        directory = tempfile.mkdtemp(prefix="test-rtot-")
+        server = self.own_server(cwd=directory)
+        os.rmdir(directory)
+        self.assertEqual(server.run("echo hi")["cwd"], "")
 
     def test_many_errors_leave_no_descriptor_and_no_thread(self):
         wait_until(lambda: self.server.threads() == 2)

@@ -151,6 +151,8 @@ class AddressTest(CliCase):
         status, _, err = run("-a", "no.such.host.invalid:0", "-s", "x")
         self.assertEqual((status, err.count("\n")), (1, 1))
         self.assertIn("cannot listen on no.such.host.invalid:0: ", err)
+        status, _, err = run("-a", "foo..bar:0", "-s", "x")
+        self.assertEqual((status, err.count("\n")), (1, 1), err)
 
     def test_all_addresses_are_ipv6_and_ipv4(self):
         server = self.start(address=":0")
@@ -258,6 +260,26 @@ class LogTest(CliCase):
             server.port, server.secret = port, "swordfish"
             self.assertEqual(server.run("echo hi")["out"], "hi\n")
             process.terminate()
+            self.assertEqual(process.wait(support.LIMIT), 0)
+
+
+class StuckLogTest(unittest.TestCase):
+
+    def test_a_log_that_nobody_reads_holds_nobody_up(self):
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, reading)
+        with tempfile.TemporaryDirectory() as directory:
+            process = subprocess.Popen([sys.executable, support.SOURCE, "-a", "127.0.0.1:0", "-s", "swordfish"],
+                                       stderr=writing, env=dict(os.environ, TMPDIR=directory))
+            os.close(writing)
+            server = Server.__new__(Server)
+            server.secret = "swordfish"
+            server.port = int(os.read(reading, 1000).decode().rpartition(":")[2].split("/")[0])
+            client = server.client()
+            for _ in range(2500):       # lines of 50 bytes and more: twice what a pipe holds
+                self.assertEqual(server.get("/ping", client=client).status, 200)
+            client.close()
+            self.assertEqual(server.delete("/").status, 204)
             self.assertEqual(process.wait(support.LIMIT), 0)
 
 

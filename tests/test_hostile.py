@@ -337,7 +337,35 @@ class ScarceTest(unittest.TestCase):
         self.assertEqual((job["out_bytes"], job["exit_code"]), (900 << 20, 0))
         self.assertGreater(job["dropped"], 300 << 20)
         self.assertEqual(server.delete("/jobs", client=client).status, 204)
+
+        def recovered():
+            try:
+                return server.get("/ping").status == 200
+            except OSError:
+                return False
+        wait_until(recovered)
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
+
+    def test_a_terminal_without_descriptors_is_an_error_of_its_job(self):
+        server = self.server("ulimit -n 32")
+        numbers = [server.start("sleep 99", "tty") for _ in range(8)]
+        failed = wait_until(lambda: server.get("/jobs?state=complete&fields=exit").jobs)
+        self.assertIn("too many open files", failed[0]["exit"])
+        self.assertEqual(len(server.get("/jobs?fields=").jobs), len(numbers))
+        self.assertEqual(server.delete("/jobs").status, 204)
+
+    def test_a_connection_without_descriptors_gets_an_answer(self):
+        server = self.server("ulimit -n 32")
+        numbers = [server.start("sleep 99") for _ in range(8)]
+        wait_until(lambda: not server.get("/jobs?state=new&fields=").jobs)
+        connections = [server.connect() for _ in range(12)]
+        for connection in connections:
+            self.addCleanup(connection.close)
+        self.assertEqual(server.get("/", secret=False).status, 401)
+        self.assertEqual(server.job(numbers[0], "fields=")["state"], "running")
+        answer = server.post("/jobs", "true")
+        self.assertIn(answer.status, (201, 507), answer.body)
+        server.delete("/jobs")
 
     def test_a_job_that_cannot_be_forked_completes_with_that_error(self):
         store, started = rtot.JobStore(0, 1000), []
@@ -371,6 +399,12 @@ class ScarceTest(unittest.TestCase):
 @need("unshare", "mount")
 @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
 class NamespaceTest(unittest.TestCase):
+
+    def test_a_directory_in_the_place_of_a_script_ends_nothing(self):
+        server = Server().ready()
+        self.addCleanup(server.close)
+        self.assertEqual(server.run('rm "$0"; mkdir "$0"; echo odd')["out"], "odd\n")
+        self.assertEqual(server.run("echo hi")["out"], "hi\n")
 
     def server(self, mounts, **more):
         server = Server(wrapper=["unshare", "-m", "sh", "-c", mounts + ' && exec "$@"', "sh"], **more).ready()

@@ -249,6 +249,17 @@ class StopTest(ServerCase):
         self.assertEqual((job["timed_out"], job["exit_code"], job["timeout"]), (True, 143, 1.0))
         self.assertGone(pids)
 
+    def test_a_time_of_years_is_taken(self):
+        """epoll_wait(2) takes no more than 24 days."""
+        number = self.server.start("read line; sleep 99", "stdin&timeout=999999999")
+        self.server.post("/jobs/%d/stdin" % number, "\n")
+        self.assertEqual(self.server.run("echo hi")["out"], "hi\n")
+        self.assertEqual(self.server.post("/jobs/%d/kill?signal=CONT&grace=999999999" % number).status, 204)
+        self.assertEqual(self.server.run("echo hi")["out"], "hi\n")
+        self.server.post("/jobs/%d/kill?signal=KILL" % number)
+        self.server.get("/jobs/%d?wait" % number)
+        self.server.post("/jobs/%d/kill?grace=0" % number)
+
     def test_a_job_that_ends_in_time_did_not_time_out(self):
         job = self.server.run("exit 4", "timeout=60")
         self.assertEqual((job["timed_out"], job["exit_code"]), (False, 4))
@@ -329,8 +340,11 @@ class ParallelTest(ServerCase):
         busy = [self.server.start("sleep 99") for _ in range(2)]
         marker = os.path.join(self.server.tmp, "marker")
         waiting = self.server.start("touch " + marker)
+        directory = os.path.join(self.server.tmp, self.server.leftovers()[0])
+        self.assertEqual(len(os.listdir(directory)), 3)
         self.assertError(self.server.post("/jobs/%d/kill" % waiting), 409, "not started")
         self.assertEqual(self.server.delete("/jobs/%d" % waiting).status, 204)
+        wait_until(lambda: len(os.listdir(directory)) == 2, "the removal of its script")
         for number in busy:
             self.server.delete("/jobs/%d" % number)
         self.server.run("true")
@@ -479,6 +493,9 @@ class TerminalTest(ServerCase):
         number = self.server.start("cat; echo end", "tty")
         self.server.post("/jobs/%d/stdin?eof" % number, "line\n")
         self.assertRegex(self.server.get("/jobs/%d?wait" % number).job["out"], "line\r\nend\r\n$")
+        number = self.server.start("cat; echo end", "tty")
+        self.server.post("/jobs/%d/stdin?eof" % number, "no newline")
+        self.assertRegex(self.server.get("/jobs/%d?wait" % number).job["out"], "no newlineend\r\n$")
 
     def test_resize_without_a_terminal_is_refused(self):
         number = self.server.run("true")["id"]
