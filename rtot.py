@@ -42,6 +42,7 @@ MIB = 1 << 20
 
 # Running.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
+LOOK_AFTER = 0.1        # s after which a group is looked for that has nobody left to be killed
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 READ_SIZE = 1 << 16     # bytes, what a pipe holds (pipe(7))
 RESERVED = 24           # descriptors, of many, that jobs leave to connections
@@ -952,6 +953,7 @@ class Runner:
         self._active = 0                            # processes of jobs that are not complete
         self._processes = {}                        # by job id
         self._by_pid = {}
+        self._pinned, self._looking = set(), None   # who only waits for a SIGKILL; the timer that looks at them
         self._kept = collections.OrderedDict()      # bytes kept of each job, in order of their last output
         self._total = 0
         self._null = os.open(os.devnull, os.O_RDWR)
@@ -1451,12 +1453,26 @@ class Runner:
             self._finish(process, held=False)
         elif job.held:
             job.release()
-        if not process.killing:
-            self._close_input(process)
-            for timer in process.timers:
-                timer[2:] = None, None
-            os.waitpid(process.pid, 0)
-            del self._processes[job.id], self._by_pid[process.pid]
+        if process.killing:
+            self._pinned.add(process)
+            if not self._looking:
+                self._looking = self._after(LOOK_AFTER, self._look_at_groups, None)
+            return
+        self._close_input(process)
+        for timer in process.timers:
+            timer[2:] = None, None
+        os.waitpid(process.pid, 0)
+        del self._processes[job.id], self._by_pid[process.pid]
+
+    def _look_at_groups(self, _):
+        """Keep no zombie for a SIGKILL that nobody is left to get."""
+        living = living_groups()
+        pinned, self._pinned, self._looking = self._pinned, set(), None
+        for process in pinned:
+            if process.killing and living is not None and process.pid not in living:
+                process.killing[2:] = None, None
+                process.killing = None
+            self._settle(process)
 
     def _complete(self, job, text, code, held=False):
         job.complete(text, code, held)

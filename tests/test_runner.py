@@ -256,9 +256,10 @@ class StopTest(ServerCase):
         self.assertEqual(self.server.run("echo hi")["out"], "hi\n")
         self.assertEqual(self.server.post("/jobs/%d/kill?signal=CONT&grace=999999999" % number).status, 204)
         self.assertEqual(self.server.run("echo hi")["out"], "hi\n")
+        pid = self.server.job(number)["pid"]
         self.server.post("/jobs/%d/kill?signal=KILL" % number)
         self.server.get("/jobs/%d?wait" % number)
-        self.server.post("/jobs/%d/kill?grace=0" % number)
+        wait_until(lambda: support.process_state(pid) == "X", "the reaping of one that needs no SIGKILL any more")
 
     def test_a_job_that_ends_in_time_did_not_time_out(self):
         job = self.server.run("exit 4", "timeout=60")
