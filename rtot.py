@@ -386,7 +386,8 @@ SIGNAL_WORDS = {
     "SEGV": "segmentation fault", "USR2": "user defined signal 2", "PIPE": "broken pipe",
     "ALRM": "alarm clock", "TERM": "terminated", "STKFLT": "stack fault",
     "XCPU": "CPU time limit exceeded", "XFSZ": "file size limit exceeded",
-    "VTALRM": "virtual timer expired", "PROF": "profiling timer expired", "IO": "I/O possible", "PWR": "power failure", "SYS": "bad system call",
+    "VTALRM": "virtual timer expired", "PROF": "profiling timer expired", "IO": "I/O possible",
+    "PWR": "power failure", "SYS": "bad system call",
 }
 
 
@@ -3077,7 +3078,8 @@ def main(argv=None):
     prepare_process()
     log = Log(args.log_format, args.log_file)
     shown = [os.fsencode(text).strip() for text in (args.secret, os.environ.get("RTOT_SECRET")) if text]
-    if not all([hide(text) for text in shown]) and args.secret is not None:
+    hidden = [hide(text) for text in shown]
+    if not all(hidden) and args.secret is not None:
         log.event("the secret can be seen in ps here: give it by --secret-file or RTOT_SECRET")
     try:
         run(args, secret, ends_us, log)

@@ -308,7 +308,7 @@ class ScarceTest(unittest.TestCase):
     def test_without_descriptors_jobs_complete_with_that_error_and_the_server_recovers(self):
         server = self.server("ulimit -n 64")
         numbers = [server.start("sleep 99") for _ in range(40)]
-        failed = wait_until(lambda: [job for job in server.get("/jobs?state=complete&fields=all").jobs])
+        failed = wait_until(lambda: server.get("/jobs?state=complete&fields=all").jobs)
         for job in failed:
             self.assertEqual((job["exit"], job["exit_code"]), ("fork/exec /bin/bash: too many open files", 126))
         self.assertLess(len(failed), 40)
