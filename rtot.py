@@ -2827,6 +2827,13 @@ def parse_count(text):
     return int(text)
 
 
+def parse_positive(text):
+    number = parse_count(text)
+    if not number:
+        raise ValueError(text)
+    return number
+
+
 def parse_form(text):
     if text not in ("text", "json"):
         raise ValueError(text)
@@ -2845,7 +2852,7 @@ def parse_address(text):
 
 # What argparse calls them in "invalid size value".
 parse_size.__name__, parse_count.__name__, parse_address.__name__ = "size", "count", "address"
-parse_form.__name__ = "text|json"
+parse_positive.__name__, parse_form.__name__ = "positive count", "text|json"
 
 
 def quarter_of_memory():
@@ -2886,13 +2893,13 @@ def parser():
     add("--max-script", type=parse_size, metavar="SIZE", default=16 * MIB, help="of a script (default: 16M)")
     add("--keep", type=parse_count, metavar="N", default=0,
         help="keep so many complete jobs, the oldest are forgotten (default: 0, all)")
-    add("--max-connections", type=parse_count, metavar="N", default=1000,
+    add("--max-connections", type=parse_positive, metavar="N", default=1000,
         help="serve so many at a time (default: 1000)")
-    add("--head-timeout", type=parse_count, metavar="S", default=HEAD_TIMEOUT,
+    add("--head-timeout", type=parse_positive, metavar="S", default=HEAD_TIMEOUT,
         help="seconds for the head of a request (default: %d)" % HEAD_TIMEOUT)
-    add("--body-timeout", type=parse_count, metavar="S", default=BODY_TIMEOUT,
+    add("--body-timeout", type=parse_positive, metavar="S", default=BODY_TIMEOUT,
         help="seconds without a byte of a body (default: %d)" % BODY_TIMEOUT)
-    add("--idle-timeout", type=parse_count, metavar="S", default=IDLE_TIMEOUT,
+    add("--idle-timeout", type=parse_positive, metavar="S", default=IDLE_TIMEOUT,
         help="seconds between two requests of a connection (default: %d)" % IDLE_TIMEOUT)
     add("-d", "--daemon", action="store_true",
         help="serve in the background: return when the port is bound, or exit with 1 and say why not")

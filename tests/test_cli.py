@@ -61,7 +61,7 @@ class OptionTest(CliCase):
                                  (["-j", "-1"], "--parallel"), (["-j", "x"], "invalid count value: 'x'"),
                                  (["--max-output", "64X"], "invalid size value: '64X'"), (["--max-output", "0"], "invalid size"),
                                  (["--max-script", "-5"], "--max-script"), (["--keep", "1.5"], "invalid count"),
-                                 (["--max-connections", "many"], "invalid count"), (["--nonsense"], "--nonsense"),
+                                 (["--max-connections", "0"], "invalid positive count value: '0'"), (["--head-timeout", "0"], "invalid positive"), (["--nonsense"], "--nonsense"),
                                  (["-s", ""], "secret is empty"), (["-s", " \t"], "secret is empty"), (["-s", "a\nb"], "control character"),
                                  (["-s", "x", "--secret-file", "/dev/null"], "not both"),
                                  (["--secret-file", "/no/such"], "cannot read the secret from /no/such: No such file"),
