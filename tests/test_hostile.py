@@ -423,8 +423,9 @@ class NamespaceTest(unittest.TestCase):
         self.assertEqual(server.run("echo small")["out"], "small\n")
 
     def test_without_a_temporary_directory_scripts_run_from_memory(self):
-        server = self.server("for d in /tmp /var/tmp /usr/tmp; do test -d $d && mount -t tmpfs -o ro none $d; done; true",
-                             cwd="/proc")
+        with open(support.SOURCE, "rb") as source:      # which may lie where the mounts will be
+            server = self.server("for d in /tmp /var/tmp /usr/tmp; do test -d $d && mount -t tmpfs -o ro none $d; done; true",
+                                 cwd="/proc", program=["-"], stdin=source)
         answer = server.post("/jobs?wait&fields=all", "echo hi; cat $0 | head -n 1")
         if not hasattr(os, "memfd_create"):
             self.assertEqual(answer.status, 507, answer.body)
