@@ -1,6 +1,8 @@
 """HTTP as RFC 9112 has it: what is taken, what is refused, and how a connection goes on or ends."""
+import contextlib
 import json
 import os
+import select
 import signal
 import socket
 
@@ -286,18 +288,40 @@ class ConnectionTest(HttpCase):
 class CapTest(HttpCase):
     options = ("--max-connections", "5")
 
-    def test_the_one_that_has_waited_longest_is_closed_for_a_new_one(self):
+    def test_one_that_is_idle_is_closed_for_a_new_one(self):
         idle = []
-        for number in range(5):
+        for _ in range(5):
             connection = self.server.connect()
             self.addCleanup(connection.close)
             connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
             self.read_answer(connection.makefile("rb"))
             idle.append(connection)
-        self.assertEqual(self.server.get("/ping").status, 200)
-        self.assertEqual(idle[0].recv(1), b"")
-        idle[4].sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
-        self.assertEqual(self.read_answer(idle[4].makefile("rb"))[0], 200)
+        with contextlib.closing(self.server.connect()) as new:
+            new.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+            self.assertEqual(self.read_answer(new.makefile("rb"))[0], 200)
+            closed, _, _ = select.select(idle, [], [], support.LIMIT)
+            self.assertEqual([connection.recv(1) for connection in closed], [b""])
+            for connection in set(idle) - set(closed):
+                connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+                self.assertEqual(self.read_answer(connection.makefile("rb"))[0], 200)
+
+    def test_the_one_that_has_waited_longest_is_closed(self):
+        class Stub:
+            def __init__(self, since):
+                self.waiting_since, self.connection, self.closed = since, self, False
+
+            def shutdown(self, _):
+                self.closed = True
+        connections = rtot.Connections(4)
+        stubs = [Stub(since) for since in (None, 7.0, 3.0, 5.0)]
+        for stub in stubs:
+            self.assertTrue(connections.make_room())
+            connections.add(stub)
+        self.assertTrue(connections.make_room())
+        self.assertEqual([stub.closed for stub in stubs], [False, False, True, False])
+        connections.add(Stub(None))
+        self.assertTrue(connections.make_room())
+        self.assertEqual([stub.closed for stub in stubs], [False, False, True, True])
 
     def test_a_503_when_all_are_busy(self):
         wait_until(lambda: self.server.threads() == 2)
