@@ -2998,10 +2998,7 @@ def prepare_process():
 
 
 def import_the_rest():
-    """Import what answers and jobs will need, while the first request may be answered already.
-
-    Later there may be no descriptor left to open a module with.
-    """
+    """Import what answers and jobs will need: once clients come, there may be no descriptor to open a module with."""
     import codecs, fcntl, hmac, json, pwd, resource, shutil, struct             # noqa: E401,F401
     import subprocess, tempfile, termios, traceback, urllib.parse               # noqa: E401,F401
 
@@ -3010,10 +3007,10 @@ def serve(server, runner, workspace, ends_us):
     """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
     threading.stack_size(512 * 1024)        # bytes; a thousand connections with 8 MB each are too many for some
     runner.catch_signals(ends_us)
+    import_the_rest()
+    runner.raise_nofile()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
     try:
-        import_the_rest()
-        runner.raise_nofile()
         workspace.sweep()
         runner.run()
         server.connections.drain(DRAIN)
