@@ -784,7 +784,7 @@ class Workspace:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
-            except BlockingIOError:         # its server lives
+            except OSError:                 # its server lives, or there are no locks here
                 pass
             finally:
                 os.close(fd)
