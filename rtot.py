@@ -797,6 +797,8 @@ class Workspace:
             path = tempfile.mkdtemp(prefix=self.PREFIX)
             try:
                 fd = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
             except OSError:
                 os.rmdir(path)
                 raise

@@ -114,6 +114,19 @@ class WorkspaceTest(unittest.TestCase):
         self.assertTrue(os.path.exists(kept.path))
         self.assertTrue(os.path.isdir(other))
 
+    def test_makes_another_directory_when_a_sweeper_was_quicker_than_its_lock(self):
+        made, real = [], tempfile.mkdtemp
+
+        def swept(**more):
+            made.append(real(**more))
+            if len(made) < 3:
+                os.rmdir(made[-1])
+            return made[-1]
+        tempfile.mkdtemp = swept
+        self.addCleanup(setattr, tempfile, "mkdtemp", real)
+        script = self.workspace().write(b"x")
+        self.assertEqual(os.path.dirname(script.path), os.fsencode(made[2]))
+
     def test_makes_its_directory_again_when_somebody_cleaned_it_away(self):
         workspace = self.workspace()
         first = workspace.write(b"1")
