@@ -7,7 +7,7 @@
 The routes are the table ROUTES below, next to the App that answers them.  The sections stand in this
 order, and each knows only those above it:
 
-    constants, errors, output, job and store, script, runner, HTTP, router and app, command line
+    constants, errors, output, job and store, script, runner, HTTP, page, router and app, command line
 
 Who owns what:
 
@@ -602,6 +602,12 @@ def json_text(pieces):
     yield decoder.decode(b"", True).encode("utf-8")
 
 
+def first_line(script):
+    """Return the script's first line that is neither empty nor a comment, as text; of a long one the beginning."""
+    lines = [line.strip() for line in script[:4096].split(b"\n")]
+    return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
+
+
 VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
     ("href", lambda job: job.href),
     ("id", lambda job: job.id),
@@ -623,6 +629,7 @@ VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
     ("timeout", lambda job: job.options.timeout),
     ("tty", lambda job: job.options.tty and collections.OrderedDict(zip(Terminal._fields, job.options.tty))),
     ("script", lambda job: readable(job.script)),
+    ("line", lambda job: first_line(job.script)),
     ("out_bytes", lambda job: job.output.streams[OUT].end),
     ("err_bytes", lambda job: job.output.streams[ERR].end),
     ("duration", lambda job: round(job.duration, 6)),
@@ -694,12 +701,13 @@ class JobStore:
             surplus = len(self._retired) - self.keep if self.keep else 0
             return [self._remove(next(iter(self._retired))) for _ in range(surplus)]
 
-    def select(self, state=None, label=None):
-        """Return the jobs in that state and with that label, in order of id; None is any."""
+    def select(self, state=None, label=None, last=None):
+        """Return the jobs in that state and with that label, in order of id: the `last` of them; None is any or all."""
         with self.lock:
             jobs = list(self._jobs.values())
-        return [job for job in jobs
+        jobs = [job for job in jobs
                 if (state is None or job.state == state) and (label is None or job.options.label == label)]
+        return jobs if last is None else jobs[max(0, len(jobs) - last):]
 
 
 # ---------------------------------------------------------------------------------------------- script
@@ -1627,7 +1635,7 @@ def gather(pieces):
     yield b"".join(parts)
 
 
-JSON, TEXT = "application/json; charset=utf-8", "text/plain; charset=utf-8"
+JSON, TEXT, HTML = ("%s; charset=utf-8" % kind for kind in ("application/json", "text/plain", "text/html"))
 
 
 class Response:
@@ -1636,14 +1644,14 @@ class Response:
     `body` is bytes, or an iterator of bytes that are sent as they come, where b"" means that the client
     may be looked after.  `length` is the iterator's length in bytes, if it is known.  `trailers` is
     called when it has ended, and returns pairs; `after` is called when all has been sent, or could not be.
-    `closes`: the connection is closed after it.
+    `closes`: the connection is closed after it.  `policy` is what a browser may do with it: nothing.
     """
 
-    __slots__ = ("status", "headers", "body", "length", "trailers", "after", "closes")
+    __slots__ = ("status", "headers", "body", "length", "trailers", "after", "closes", "policy")
 
     def __init__(self, status, body=b"", content_type=None, headers=(), length=None, trailers=None, after=None):
         self.status, self.body, self.headers = status, body, list(headers)
-        self.closes = False
+        self.closes, self.policy = False, "default-src 'none'; frame-ancestors 'none'"
         if content_type:
             self.headers.append(("Content-Type", content_type))
         self.length = len(body) if isinstance(body, bytes) else length
@@ -1988,7 +1996,7 @@ class Connection(socketserver.BaseRequestHandler):
             ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
             ("Cache-Control", "no-store"),
             ("X-Content-Type-Options", "nosniff"),
-            ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+            ("Content-Security-Policy", response.policy),
         ]
         if chunked:
             headers.append(("Transfer-Encoding", "chunked"))
@@ -2242,6 +2250,42 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.log.event("error: " + traceback.format_exc())
 
 
+# ------------------------------------------------------------------------------------------------ page
+
+PAGE_STYLE = """
+body { font-family: sans-serif }
+"""
+
+PAGE_SCRIPT = """
+"use strict";
+"""
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>rtot</title>
+<style>%s</style>
+<body>
+<script>%s</script>
+</html>
+"""
+
+
+def page():
+    """Return the page that a browser gets, a Response: it may run this script and ask this server, and nothing else."""
+    import base64
+    import hashlib
+
+    def source(text):
+        return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    response = Response(200, (PAGE % (PAGE_STYLE, PAGE_SCRIPT)).encode("utf-8"), HTML)
+    # Trusted types: what a job prints can't become markup, not even by a mistake of the script.
+    response.policy = ("default-src 'none'; script-src 'sha256-%s'; style-src 'sha256-%s'; connect-src 'self'; "
+                       "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+                       "require-trusted-types-for 'script'; trusted-types 'none'" % (source(PAGE_SCRIPT), source(PAGE_STYLE)))
+    return response
+
+
 # -------------------------------------------------------------------------------------- router and app
 
 class Parameters:
@@ -2407,7 +2451,10 @@ class App:
 
     def answer(self, request):
         """Return the Response to a request; an Error if it can't be served."""
-        if request.path not in ("/ping", "/ping/") or request.method not in ("GET", "HEAD"):
+        reads = request.method in ("GET", "HEAD")
+        if reads and request.path == "/" and b"text/html" in request.headers.get(b"accept", b""):
+            return page()
+        if not reads or request.path not in ("/ping", "/ping/"):
             self._authorize(request)
         route, number = self.router.find(request.method, request.path)
         arguments = [] if number is None else [self._job(number)]
@@ -2505,7 +2552,7 @@ class App:
         return Response.of_pieces(201 if self._wait(job, wait, request) else 202, jobs_json([job], fields), headers)
 
     def list(self, request, parameters):
-        jobs = self.store.select(parameters.state(), parameters.text("label"))
+        jobs = self.store.select(parameters.state(), parameters.text("label"), parameters.number("last", 0, 10 ** 9 - 1))
         return Response.of_pieces(200, jobs_json(jobs, parameters.fields()))
 
     def delete_all(self, request, parameters):
@@ -2699,7 +2746,7 @@ ROUTES = (
     Route("GET", "/", App.root, ""),
     Route("DELETE", "/", App.die, ""),
     Route("GET", "/ping", App.ping, ""),
-    Route("GET", "/jobs", App.list, "state label fields"),
+    Route("GET", "/jobs", App.list, "state label last fields"),
     Route("POST", "/jobs", App.create, "arg env cwd timeout label stdin tty rows cols wait follow fields"),
     Route("DELETE", "/jobs", App.delete_all, "state label"),
     Route("GET", "/jobs/{id}", App.get, "fields wait"),

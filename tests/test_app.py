@@ -215,6 +215,9 @@ class ListTest(ServerCase):
         self.assertEqual(ids("?state=running"), [second])
         self.assertEqual(ids("?label=b&state=complete"), [third])
         self.assertEqual(ids("?label=c"), [])
+        self.assertEqual(ids("?last=2"), [second, third])
+        self.assertEqual(ids("?last=1&state=complete&fields=line"), [third])
+        self.assertError(self.server.get("/jobs?last=-1"), 400, "whole number")
         self.assertError(self.server.get("/jobs?state=done"), 400, "new running complete")
         self.assertEqual(list(self.server.get("/jobs?fields=&label=a").job), ["href", "id", "state"])
 

@@ -99,8 +99,15 @@ class ViewTest(unittest.TestCase):
 
     def test_shows_all_that_there_is_on_request(self):
         self.assertEqual(list(VIEW), ("href id out err exit state start complete create exit_code timed_out held "
-                                      "dropped pid label args cwd timeout tty script out_bytes err_bytes "
+                                      "dropped pid label args cwd timeout tty script line out_bytes err_bytes "
                                       "duration").split())
+
+    def test_shows_the_first_line_that_is_no_comment(self):
+        def line(script):
+            return rtot.first_line(script)
+        self.assertEqual(line(b"#!/bin/sh\n# why\n\n  set -e\r\nls\n"), "set -e")
+        self.assertEqual(line(b"#!/bin/true\n"), "#!/bin/true")
+        self.assertEqual(line(b"#!/bin/sh\n" + b"\xff" * 500), "\ufffd" * 200)
 
     def test_shows_what_is_not_utf8_as_a_replacement_character(self):
         job = new_job()
@@ -176,6 +183,9 @@ class StoreTest(unittest.TestCase):
         self.complete(store, jobs[2])
         self.complete(store, jobs[1])
         self.assertEqual(store.select(), jobs)
+        self.assertEqual(store.select(last=1), jobs[3:])
+        self.assertEqual(store.select(last=0), [])
+        self.assertEqual(store.select(last=9, state="new"), [jobs[0], jobs[3]])
         self.assertEqual(store.select(state="complete"), [jobs[1], jobs[2]])
         self.assertEqual(store.select(state="complete", label="x"), [jobs[2]])
 
