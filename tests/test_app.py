@@ -46,7 +46,7 @@ class RootTest(ServerCase):
 
     def test_tells_what_there_is(self):
         value = self.server.get("/").json
-        self.assertEqual(value["links"]["jobs"], "/jobs{?state,label,fields}")
+        self.assertEqual(value["links"]["jobs"], "/jobs{?state,label,last,fields}")
         self.assertEqual(value["links"]["ping"], "/ping")
         self.assertEqual(sorted(value), sorted("links version host user python uptime jobs".split()))
         self.assertEqual(value["jobs"], {"new": 0, "running": 0, "complete": 0})
@@ -188,7 +188,7 @@ class GetTest(ServerCase):
         self.assertEqual(list(self.server.job(number, "fields=")), ["href", "id", "state"])
         self.assertEqual(list(self.server.job(number, "fields=exit,out")), ["href", "id", "out", "exit", "state"])
         self.assertEqual(list(self.server.job(number, "")), "href id out err exit state start complete create".split())
-        self.assertEqual(len(self.server.job(number, "fields=all")), 23)
+        self.assertEqual(len(self.server.job(number, "fields=all")), 24)
 
     def test_json_is_utf8_as_it_is(self):
         number = self.server.run(b"printf 'caf\xc3\xa9 <b> \xff'")["id"]
