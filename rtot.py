@@ -52,6 +52,8 @@ PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the j
 PATIENCE = 0.25         # s in which a follower has to show that pace
 LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
 DEFAULT_SHELL = b"/bin/bash"
+OUR_OWN = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT",        # variables that no job gets
+           b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES")         # sd_listen_fds(3)
 SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts.h, BINPRM_BUF_SIZE)
 
 # HTTP.
@@ -969,7 +971,7 @@ class Runner:
         self._total = 0
         self._null = os.open(os.devnull, os.O_RDWR)
         self._environ = {name: value for name, value in os.environb.items()
-                         if name not in (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT")}
+                         if name not in OUR_OWN}
         self._nofile = None                         # the limits of descriptors that jobs get, if not ours
         self._descriptors = 256                     # that we may have
 
@@ -1592,6 +1594,7 @@ TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
 REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
 HEADER = re.compile(b"(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")     # RFC 9112, 5; no obs-fold
 LENGTH = re.compile(b"[0-9]{1,18}")
+TLS_HANDSHAKE = b"\x16"     # how TLS begins: the type of the first record (RFC 8446, 5.1)
 CHUNK_SIZE = re.compile(b"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
@@ -1827,12 +1830,14 @@ class Connection(socketserver.BaseRequestHandler):
     def setup(self):
         self.connection = self.request      # socketserver's name for the socket
         self.app = self.server.app
-        self.wire = Wire(self.connection, self.server.limits)
         self.waiting_since = time.monotonic()
         self.server.connections.add(self)
 
     def handle(self):
         try:
+            if self.server.tls:
+                self._shake_hands()
+            self.wire = Wire(self.connection, self.server.limits)
             while self._serve():
                 pass
         except ClientGone:
@@ -1840,6 +1845,20 @@ class Connection(socketserver.BaseRequestHandler):
 
     def finish(self):
         self.server.connections.remove(self)
+        self.connection.close()             # socketserver closes `request`, of which TLS has taken the descriptor
+
+    def _shake_hands(self):
+        """Let TLS begin, in the time that a head may take; one who speaks plain HTTP gets an answer that says so."""
+        self.connection.settimeout(self.server.limits.head)
+        try:
+            if self.connection.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE:
+                return
+            self.connection = self.server.tls.wrap_socket(self.connection, server_side=True,
+                                                          do_handshake_on_connect=False)
+            self.connection.do_handshake()
+        except OSError as error:            # ssl.SSLError is one
+            self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
+            raise ClientGone() from error
 
     def _serve(self):
         """Serve one request; return whether another may follow."""
@@ -1883,8 +1902,10 @@ class Connection(socketserver.BaseRequestHandler):
     def _read_head(self, deadline):
         """Read and parse a request line and headers; leave the body where it is."""
         too_long = URITooLong("the request line may have %d bytes at most: put data into the body" % MAX_LINE)
+        if self.server.tls and self.connection is self.request:
+            raise Malformed("rtot speaks TLS here: use https://")
         if not re.match(b"[\r" + TOKEN[1:-1], self.wire.buffer):    # a TLS hello, say, that has no line end
-            raise Malformed("this is no HTTP request; rtot speaks HTTP/1.1 here")
+            raise Malformed("this is no HTTP request; rtot speaks HTTP/1.1 here, and http://, not https://")
         line = self.wire.line(MAX_LINE, deadline, too_long)
         if not line:                        # RFC 9112, 2.2: an empty line before a request is ignored
             line = self.wire.line(MAX_LINE, deadline, too_long)
@@ -2044,6 +2065,8 @@ class Connection(socketserver.BaseRequestHandler):
         self.waiting_since = time.monotonic()
         deadline, remaining = self.waiting_since + LINGER, LINGER_BYTES
         try:
+            if self.connection is not self.request:
+                self._say_goodbye()
             self.connection.shutdown(socket.SHUT_WR)
             while remaining > 0 and self.wire.receive(deadline):
                 remaining -= len(self.wire.buffer)
@@ -2051,6 +2074,14 @@ class Connection(socketserver.BaseRequestHandler):
         except OSError:             # it did not wait for us, or does not close
             pass
         return False
+
+    def _say_goodbye(self):
+        """End TLS; without its close_notify a body that is ended by closing would seem cut off (RFC 8446, 6.1)."""
+        self.connection.settimeout(LINGER)
+        try:
+            self.connection.unwrap()
+        except (OSError, ValueError):       # it still sends, or is gone
+            pass
 
 
 class Failures:
@@ -2117,7 +2148,7 @@ class Connections:
             victim = min(waiting)[2]
             self._open.discard(victim)
         try:
-            victim.connection.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(victim.connection, socket.SHUT_RDWR)     # TLS is its own thread's
         except OSError:         # it has just closed
             pass
         return True
@@ -2143,10 +2174,19 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     request_queue_size = BACKLOG
     _path = None            # of the Unix socket that we made
 
-    def __init__(self, address, app, log, limits):
-        """Listen on (host, port), where "" is all addresses, or on (path of a Unix socket, None); OSError."""
-        self.app, self.log, self.limits = app, log, limits
+    def __init__(self, address, app, log, limits, tls=None):
+        """Listen on (host, port), where "" is all addresses, on (path of a Unix socket, None), or take over a socket.
+
+        `tls` is an ssl.SSLContext, or None.  OSError if it can't be.
+        """
+        self.app, self.log, self.limits, self.tls = app, log, limits, tls
         self.connections, self.failures = Connections(limits.connections), Failures()
+        if isinstance(address, socket.socket):
+            super().__init__(None, Connection, bind_and_activate=False)
+            self.socket.close()
+            self.socket, self.address_family = address, address.family
+            self.server_address = address.getsockname()
+            return
         host, port = address
         if port is None:
             self.address_family = socket.AF_UNIX
@@ -2201,7 +2241,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def url(self):
         if self.address_family == socket.AF_UNIX:
             return show_address((self.server_address, None))
-        return "http://%s/" % show_address(self.server_address)
+        return "%s://%s/" % ("https" if self.tls else "http", show_address(self.server_address))
 
     def get_request(self):
         try:
@@ -2232,9 +2272,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._refuse(request, "no more threads can be started")
             self.shutdown_request(request)
 
-    @staticmethod
-    def _refuse(request, why):
-        """Answer 503 if that takes no time: this is the one thread that accepts."""
+    def _refuse(self, request, why):
+        """Answer 503 if that takes no time: this is the one thread that accepts, so TLS would have to wait."""
+        if self.tls:
+            return
         body = Response.of_error(Unavailable(why)).body
         request.settimeout(0)
         try:
@@ -2954,6 +2995,10 @@ def parser():
         help="serve in the background: return when the port is bound, or exit with 1 and say why not")
     add("--pid-file", metavar="FILE", help="write the number of the process to FILE, and remove it at the end")
     add("--log-file", metavar="FILE", help="write the log to FILE; SIGHUP opens it anew")
+    add("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate (PEM, with its chain)")
+    add("--tls-key", metavar="FILE", help="its key (default: in the file of the certificate)")
+    add("--tls-client-ca", metavar="FILE", help="serve only clients with a certificate that one of these has signed")
+    add("--self-destruct", action="store_true", help="remove the file of rtot, too, when the server has ended")
     add("-v", "--version", action="version", version="rtot " + __version__)
     return result
 
@@ -3068,8 +3113,53 @@ def serve(server, runner, workspace, ends_us):
         workspace.remove()
 
 
-def listen(args, secret, log):
-    """Return (Server, Runner, Workspace) as the options say."""
+def tls_context(args):
+    """Return an ssl.SSLContext as the options say, or None."""
+    if not args.tls_cert:
+        if args.tls_key or args.tls_client_ca:
+            raise CannotStart("--tls-key and --tls-client-ca need --tls-cert")
+        return None
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if hasattr(ssl, "TLSVersion"):          # 3.7
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+    else:
+        context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    try:
+        for path in (args.tls_cert, args.tls_key, args.tls_client_ca):
+            if path:
+                open(path, "rb").close()    # for an error that names the file
+        # A key with a passphrase would be asked for on a terminal: it is wrong instead.
+        context.load_cert_chain(args.tls_cert, args.tls_key, password=lambda: b"")
+        if args.tls_client_ca:
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(args.tls_client_ca)
+    except ssl.SSLError as error:
+        raise CannotStart("cannot use %s: %s" % (" with ".join(filter(None, (
+            args.tls_cert, args.tls_key, args.tls_client_ca))), error)) from None
+    except OSError as error:
+        raise CannotStart("cannot read %s: %s" % (error.filename, error.strerror)) from None
+    return context
+
+
+def handed_socket():
+    """Return the listening socket that systemd has opened for us (sd_listen_fds(3)), or None."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    if os.environ.get("LISTEN_FDS") != "1":
+        raise CannotStart("LISTEN_FDS is %s: rtot takes one socket" % os.environ.get("LISTEN_FDS"))
+    try:
+        with socket.socket(fileno=os.dup(3)) as probe:      # before 3.7 it does not see the family itself
+            family = probe.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+            if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                raise CannotStart("the socket that was handed over does not listen: Accept=no is right for rtot")
+        return socket.socket(family, socket.SOCK_STREAM, fileno=3)
+    except OSError as error:
+        raise CannotStart("cannot use the socket that was handed over: %s" % error.strerror) from None
+
+
+def listen(args, handed, secret, log):
+    """Return (Server, Runner, Workspace) as the options say; `handed` is a socket that listens already, or None."""
     total = args.max_total or quarter_of_memory()
     store, workspace = JobStore(args.keep, total), Workspace()
     runner = Runner(store, args.parallel, total)
@@ -3077,13 +3167,21 @@ def listen(args, secret, log):
     app = App(secret, store, runner, workspace, args.max_script, args.max_output, shell)
     limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout)
     try:
-        server = Server(args.addr, app, log, limits)
+        server = Server(handed or args.addr, app, log, limits, tls_context(args))
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), reason)) from None
     if shell != DEFAULT_SHELL:
         log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
     return server, runner, workspace
+
+
+def self_destruct(path, log):
+    """Remove the file that we were started from."""
+    try:
+        os.unlink(path)
+    except OSError as error:
+        log.event("cannot remove %s: %s" % (path, error.strerror))
 
 
 def announce(server, log, made):
@@ -3103,13 +3201,16 @@ def announce(server, log, made):
 
 def run(args, secret, ends_us, log):
     """Serve as the options say; CannotStart if that can't be."""
+    handed = handed_socket()
     detach = daemonize() if args.daemon else None
     with contextlib.ExitStack() as stack:
         if args.pid_file:
             stack.callback(PidFile(args.pid_file).remove)
         made = None if secret else os.urandom(16).hex()
-        server, runner, workspace = listen(args, secret or made.encode("ascii"), log)
+        server, runner, workspace = listen(args, handed, secret or made.encode("ascii"), log)
         announce(server, log, made)
+        if args.self_destruct:
+            stack.callback(self_destruct, os.path.abspath(sys.argv[0]), log)
         if detach:
             detach(keep_stderr=bool(log.path))
         serve(server, runner, workspace, ends_us)
@@ -3128,6 +3229,8 @@ def main(argv=None):
     if args.daemon or args.log_file:
         ends_us.discard(signal.SIGHUP)
         signal.signal(signal.SIGHUP, lambda number, frame: None)
+    if args.self_destruct and not os.path.isfile(sys.argv[0]):
+        options.error("--self-destruct: rtot came from standard input, there is no file to remove")
     prepare_process()
     log = Log(args.log_format, args.log_file)
     shown = [os.fsencode(text).strip() for text in (args.secret, os.environ.get("RTOT_SECRET")) if text]

@@ -104,12 +104,14 @@ class Server:
 
     def ready(self):
         """Wait until it listens; return itself."""
-        def listening():
-            if self.process.poll() is not None:
-                raise AssertionError("the server exited with %d: %s" % (self.process.returncode, self.log()))
-            return re.search(r"listens on http://(?:\[[^]]*\]|[^:/]*):([0-9]+)/", self.log())
-        self.port = int(wait_until(listening, "the server's start").group(1))
+        self.port = int(wait_until(self.listening, "the server's start").group(1))
         return self
+
+    def listening(self, scheme="http"):
+        """Return the match of its port in what it has said, or None."""
+        if self.process.poll() is not None:
+            raise AssertionError("the server exited with %d: %s" % (self.process.returncode, self.log()))
+        return re.search(scheme + r"://(?:\[[^]]*\]|[^:/]*):([0-9]+)/", self.log())
 
     def log(self):
         with open(self.log_path, encoding="utf-8") as file:

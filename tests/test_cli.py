@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -204,6 +205,92 @@ class AddressTest(CliCase):
         follower.finish()
         again = self.start(address="127.0.0.1:%d" % server.port)
         self.assertEqual(again.get("/ping").status, 200)
+
+
+def hand_over(listener, count=1):
+    """Return (wrapper, more arguments of Server) that start it as systemd would, with the socket as descriptor 3."""
+    def as_third():
+        os.dup2(listener.fileno(), 3)
+    code = "export LISTEN_PID=$$ LISTEN_FDS=%d LISTEN_FDNAMES=rtot.socket; exec \"$@\"" % count
+    return {"wrapper": ["/bin/sh", "-c", code, "sh"], "preexec_fn": as_third, "pass_fds": (3,)}
+
+
+@unittest.skipUnless(support.LINUX, "systemd hands sockets over on Linux")
+class HandedSocketTest(CliCase):
+
+    def test_serves_on_the_socket_that_systemd_has_opened(self):
+        for family, address in ((socket.AF_INET, ("127.0.0.1", 0)), (socket.AF_INET6, ("::1", 0))):
+            with contextlib.closing(socket.socket(family)) as listener:
+                listener.bind(address)
+                listener.listen()
+                server = self.start(address="127.0.0.1:1", **hand_over(listener))
+                self.assertEqual(server.port, listener.getsockname()[1])
+                client = http.client.HTTPConnection(address[0], server.port, timeout=support.LIMIT)
+                with contextlib.closing(client):
+                    answer = server.post("/jobs?wait&fields=out", "env | grep -c LISTEN_; ls /dev/fd/3 2>&1 | wc -l",
+                                         client=client)
+                self.assertEqual(answer.job["out"][:2], "0\n")
+                self.assertEqual(server.stop(), 0)
+
+    def test_a_unix_socket_of_systemd_is_left_where_it_is(self):
+        with tempfile.TemporaryDirectory() as directory, contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+            path = os.path.join(directory, "rtot.sock")
+            listener.bind(path)
+            listener.listen()
+            server = UnixServer(address=None, **hand_over(listener))
+            self.addCleanup(server.close)
+            self.assertEqual(server.ready().path, path)
+            self.assertEqual(server.get("/ping").status, 200)
+            self.assertEqual(server.stop(), 0)
+            self.assertTrue(os.path.exists(path))
+
+    def test_what_it_cannot_serve_on_is_told_in_a_line(self):
+        with contextlib.closing(socket.socket()) as listener:
+            for count, message in ((2, "LISTEN_FDS is 2: rtot takes one socket"), (1, "does not listen")):
+                server = Server(**hand_over(listener, count))
+                self.addCleanup(server.close)
+                self.assertEqual(server.process.wait(support.LIMIT), 1)
+                self.assertRegex(server.log(), "^rtot: .*%s.*\n$" % message)
+
+    def test_variables_that_are_meant_for_another_process_are_ignored(self):
+        server = self.start(env={"LISTEN_PID": "1", "LISTEN_FDS": "1"})
+        self.assertEqual(server.get("/ping").status, 200)
+
+
+class SelfDestructTest(CliCase):
+
+    def setUp(self):
+        self.directory = tempfile.mkdtemp(prefix="test-rtot-")
+        self.addCleanup(shutil.rmtree, self.directory)
+        self.path = os.path.join(self.directory, "rtot.py")
+        shutil.copy(support.SOURCE, self.path)
+
+    def test_removes_the_file_that_was_copied_when_it_ends(self):
+        for end in (lambda server: server.delete("/"), lambda server: server.stop()):
+            shutil.copy(support.SOURCE, self.path)
+            server = self.start("--self-destruct", program=["rtot.py"], cwd=self.directory)
+            self.assertEqual(server.run("cat rtot.py | wc -l")["exit_code"], 0)
+            end(server)
+            self.assertEqual(server.process.wait(support.LIMIT), 0)
+            self.assertEqual(os.listdir(self.directory), [])
+            self.assertEqual(server.leftovers(), [])
+
+    def test_leaves_it_where_it_could_not_start_or_was_not_asked(self):
+        with contextlib.closing(socket.socket()) as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            server = Server("--self-destruct", program=[self.path], address="127.0.0.1:%d" % taken.getsockname()[1])
+            self.addCleanup(server.close)
+            self.assertEqual(server.process.wait(support.LIMIT), 1)
+        self.assertEqual(self.start(program=[self.path]).stop(), 0)
+        self.assertEqual(os.listdir(self.directory), ["rtot.py"])
+
+    def test_is_refused_where_there_is_no_file(self):
+        with open(support.SOURCE, "rb") as source:
+            server = Server("--self-destruct", program=["-"], stdin=source)
+        self.addCleanup(server.close)
+        self.assertEqual(server.process.wait(support.LIMIT), 2)
+        self.assertIn("came from standard input", server.log())
 
 
 class LogTest(CliCase):
