@@ -17,10 +17,12 @@ Who owns what:
     a connection                        its own thread, so that a slow client harms no one
     settings and routes                 nobody, after the start: they never change
 """
-import array
+import gc
+if __name__ == "__main__":
+    gc.disable()        # until it serves: the start makes no garbage, and looking for it took 1.2 of 26 ms
+
 import bisect
 import collections
-import contextlib
 import errno
 import heapq
 import itertools
@@ -45,7 +47,8 @@ GRACE = 5.0             # s from SIGTERM to SIGKILL
 LOOK_AFTER = 0.1        # s after which a group is looked for that has nobody left to be killed
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 READ_SIZE = 1 << 16     # bytes, what a pipe holds (pipe(7))
-RESERVED = 24           # descriptors, of many, that jobs leave to connections
+RESERVED = 24           # descriptors, of many, that jobs leave to connections, and
+SPARE = 8               # that connections leave to scripts and modules
 READS_AT_EXIT = 4       # of a pipe when its script has exited: mostly to its end, without one more wake
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
 PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the job does not wait for it
@@ -70,6 +73,7 @@ LINGER = 2.0            # s, and
 LINGER_BYTES = 16 * MIB  # bytes of an unread body that are thrown away so that its sender sees the answer
 LONGEST_LINE = 4000     # characters of a line of the log: what a pipe takes at once, PIPE_BUF of pipe(7)
 SLICE = 1 << 16         # bytes of an answer that are in hand at a time
+SWEEP_AFTER = 0.5       # s after the start, of which what it imports would take 8 ms
 TICK = 1.0              # s after which one who waits looks whether its client is still there
 
 # time.time_ns came with 3.7.
@@ -235,7 +239,7 @@ class Output:
 
     def __init__(self, limit):
         self.streams = (Stream(), Stream())
-        self.turns = array.array("q")
+        self.turns = ()
         self.limit = limit
         self.readers = []       # those who follow
 
@@ -250,6 +254,9 @@ class Output:
 
     def append(self, stream, data):
         if len(self.turns) & 1 != stream:
+            if not self.turns:              # most jobs print to one stream, and need none
+                import array
+                self.turns = array.array("q")
             self.turns.append(self.end)
         self.streams[stream].append(data)
         if self.end - self.start > self.limit:
@@ -950,7 +957,9 @@ class Runner:
     the loop's own.  A job waits as `new` while `parallel` others are not complete.
     """
 
-    def __init__(self, store, parallel, max_total):
+    def __init__(self, store, parallel, max_total, descriptors=256, nofile=None):
+        """`descriptors` are those that we may have; `nofile` is the limit that jobs get, if not ours."""
+        self._descriptors, self._nofile = descriptors, nofile
         self.store, self.parallel, self.max_total = store, parallel, max_total
         self.stopping, self._stop_by = False, 0.0
         self._calls = collections.deque()           # (function, arguments): append and popleft are atomic
@@ -972,8 +981,6 @@ class Runner:
         self._null = os.open(os.devnull, os.O_RDWR)
         self._environ = {name: value for name, value in os.environb.items()
                          if name not in OUR_OWN}
-        self._nofile = None                         # the limits of descriptors that jobs get, if not ours
-        self._descriptors = 256                     # that we may have
 
     # Any thread calls these.
 
@@ -1034,6 +1041,10 @@ class Runner:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in ends_us:
             signal.signal(number, lambda number, frame: self.stop())
+
+    def later(self, delay, function):
+        """Call the function in `delay` seconds."""
+        self._after(delay, lambda _: function(), None)
 
     def run(self):
         """Run jobs until stopped."""
@@ -1202,16 +1213,6 @@ class Runner:
         if self._nofile:
             self._restore_nofile(child.pid)
         return child
-
-    def raise_nofile(self):
-        """Allow ourselves as many descriptors as we may have; jobs get the limit that there was."""
-        import resource
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
-        self._descriptors = soft if soft != resource.RLIM_INFINITY else wanted
-        if self._descriptors < wanted and hasattr(resource, "prlimit"):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            self._nofile, self._descriptors = (soft, hard), wanted
 
     def _restore_nofile(self, pid):
         import resource
@@ -1593,9 +1594,9 @@ TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
 # Bytes over 0x7f are let through: curl sends a label as it was typed.
 REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
 HEADER = re.compile(b"(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")     # RFC 9112, 5; no obs-fold
-LENGTH = re.compile(b"[0-9]{1,18}")
+LENGTH = b"[0-9]{1,18}"
 TLS_HANDSHAKE = b"\x16"     # how TLS begins: the type of the first record (RFC 8446, 5.1)
-CHUNK_SIZE = re.compile(b"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+CHUNK_SIZE = b"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
 
 
 class Request:
@@ -1685,8 +1686,8 @@ class Response:
         return response
 
 
-# Connections at a time, and the seconds for a head, without a byte of a body, and between two requests.
-Limits = collections.namedtuple("Limits", "connections head body idle")
+# Connections at a time; the seconds for a head, without a byte of a body, and between two requests; descriptors.
+Limits = collections.namedtuple("Limits", "connections head body idle descriptors")
 
 
 class Wire:
@@ -1793,7 +1794,7 @@ class Body:
         return time.monotonic() + self.wire.limits.body
 
     def _chunk_size(self):
-        match = CHUNK_SIZE.fullmatch(self._line())
+        match = re.fullmatch(CHUNK_SIZE, self._line())
         if not match:
             raise Malformed("a chunk began with no hexadecimal size")
         return int(match.group(1), 16)
@@ -1846,6 +1847,13 @@ class Connection(socketserver.BaseRequestHandler):
     def finish(self):
         self.server.connections.remove(self)
         self.connection.close()             # socketserver closes `request`, of which TLS has taken the descriptor
+
+    def hang_up(self):
+        """End it from another thread: what it waits for comes to an end."""
+        try:
+            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)   # not ssl's: TLS is its own thread's
+        except OSError:             # it has just closed
+            pass
 
     def _shake_hands(self):
         """Let TLS begin, in the time that a head may take; one who speaks plain HTTP gets an answer that says so."""
@@ -1957,7 +1965,7 @@ class Connection(socketserver.BaseRequestHandler):
                 raise Malformed("HTTP/1.0 has no Transfer-Encoding")
             if coding.lower() != b"chunked":
                 raise NotImplementedHere("the one transfer coding that rtot reads is chunked")
-        elif length is not None and not LENGTH.fullmatch(length):
+        elif length is not None and not re.fullmatch(LENGTH, length):
             raise Malformed("Content-Length has to be a decimal number of bytes")
         size = int(length or 0) if coding is None else None
         expects = headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
@@ -2132,10 +2140,10 @@ class Connections:
         with self.lock:
             self.quiet.notify_all()
 
-    def make_room(self):
-        """Return whether one more may come in, for which another may have to be closed."""
+    def make_room(self, scarce):
+        """Return whether one more may come in: if all places are taken, or descriptors scarce, for one that waits."""
         with self.lock:
-            full = len(self._open) >= self.limit
+            full = scarce or len(self._open) >= self.limit
         return not full or self.close_one()
 
     def close_one(self):
@@ -2147,10 +2155,7 @@ class Connections:
                 return False
             victim = min(waiting)[2]
             self._open.discard(victim)
-        try:
-            socket.socket.shutdown(victim.connection, socket.SHUT_RDWR)     # TLS is its own thread's
-        except OSError:         # it has just closed
-            pass
+        victim.hang_up()
         return True
 
     def drain(self, seconds):
@@ -2200,7 +2205,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             self._bind("0.0.0.0", port)     # a host without IPv6
 
     def _bind(self, host, port):
-        self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        name = host.encode("ascii" if re.fullmatch("[!-~]*", host) else "idna")     # that codec takes 2 ms to import
+        self.address_family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
         super().__init__(address, Connection)
 
     def server_bind(self):
@@ -2260,7 +2266,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return connection, address
 
     def verify_request(self, request, client_address):
-        if self.connections.make_room():
+        most = self.limits.descriptors          # the lowest that is free is taken: a high one is one of the last
+        if self.connections.make_room(scarce=request.fileno() >= most - min(SPARE, most // 8)):
             return True
         self._refuse(request, "all %d connections are in use" % self.limits.connections)
         return False
@@ -2317,13 +2324,13 @@ def page():
     import base64
     import hashlib
 
-    def source(text):
-        return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+    hashes = tuple(base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
+                   for text in (PAGE_SCRIPT, PAGE_STYLE))
     response = Response(200, (PAGE % (PAGE_STYLE, PAGE_SCRIPT)).encode("utf-8"), HTML)
     # Trusted types: what a job prints can't become markup, not even by a mistake of the script.
     response.policy = ("default-src 'none'; script-src 'sha256-%s'; style-src 'sha256-%s'; connect-src 'self'; "
                        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                       "require-trusted-types-for 'script'; trusted-types 'none'" % (source(PAGE_SCRIPT), source(PAGE_STYLE)))
+                       "require-trusted-types-for 'script'; trusted-types 'none'" % hashes)
     return response
 
 
@@ -2528,7 +2535,8 @@ class App:
     # The server.
 
     def ping(self, request, parameters):
-        return Response.json(200, collections.OrderedDict([("message", "still here"), ("uptime", self._uptime())]))
+        text = '{\n  "message": "still here",\n  "uptime": "%s"\n}\n' % self._uptime()     # json takes 2 ms to import
+        return Response(200, text.encode("utf-8"), JSON)
 
     def _uptime(self):
         return go_duration(round(time.monotonic() - self.began, 3))
@@ -2593,7 +2601,8 @@ class App:
         return Response.of_pieces(201 if self._wait(job, wait, request) else 202, jobs_json([job], fields), headers)
 
     def list(self, request, parameters):
-        jobs = self.store.select(parameters.state(), parameters.text("label"), parameters.number("last", 0, 10 ** 9 - 1))
+        last = parameters.number("last", 0, 10 ** 9 - 1)
+        jobs = self.store.select(parameters.state(), parameters.text("label"), last)
         return Response.of_pieces(200, jobs_json(jobs, parameters.fields()))
 
     def delete_all(self, request, parameters):
@@ -2965,7 +2974,8 @@ def parser():
     import argparse
     environ = os.environ.get
     result = argparse.ArgumentParser("rtot", description=DESCRIPTION, epilog=EPILOG,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+                                     # With a width it needs no shutil: 2.6 ms of the start.
+                                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=79))
     add = result.add_argument
     add("-a", "--addr", type=parse_address, metavar="ADDR", default=environ("RTOT_ADDR", ":8457"),
         help="where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one "
@@ -3091,21 +3101,25 @@ def prepare_process():
             signal.signal(number, lambda number, frame: None)
 
 
-def import_the_rest():
-    """Import what answers and jobs will need: once clients come, there may be no descriptor to open a module with."""
-    import codecs, fcntl, hmac, json, pwd, resource, shutil, struct             # noqa: E401,F401
-    import subprocess, tempfile, termios, traceback, urllib.parse               # noqa: E401,F401
+def raise_nofile():
+    """Allow ourselves more descriptors; return (how many we may have, the limits that jobs get, or None for ours)."""
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
+    if soft == resource.RLIM_INFINITY or soft >= wanted or not hasattr(resource, "prlimit"):
+        return soft if soft != resource.RLIM_INFINITY else wanted, None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted, (soft, hard)
 
 
 def serve(server, runner, workspace, ends_us):
     """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
     threading.stack_size(512 * 1024)        # bytes; a thousand connections with 8 MB each are too many for some
     runner.catch_signals(ends_us)
-    import_the_rest()
-    runner.raise_nofile()
+    gc.enable()
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
     try:
-        workspace.sweep()
+        runner.later(SWEEP_AFTER, workspace.sweep)
         runner.run()
         server.connections.drain(DRAIN)
     finally:
@@ -3162,10 +3176,11 @@ def listen(args, handed, secret, log):
     """Return (Server, Runner, Workspace) as the options say; `handed` is a socket that listens already, or None."""
     total = args.max_total or quarter_of_memory()
     store, workspace = JobStore(args.keep, total), Workspace()
-    runner = Runner(store, args.parallel, total)
+    descriptors, nofile = raise_nofile()
+    runner = Runner(store, args.parallel, total, descriptors, nofile)
     shell = DEFAULT_SHELL if os.access(DEFAULT_SHELL, os.X_OK) else b"/bin/sh"
     app = App(secret, store, runner, workspace, args.max_script, args.max_output, shell)
-    limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout)
+    limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout, descriptors)
     try:
         server = Server(handed or args.addr, app, log, limits, tls_context(args))
     except (OSError, UnicodeError) as error:
@@ -3203,17 +3218,19 @@ def run(args, secret, ends_us, log):
     """Serve as the options say; CannotStart if that can't be."""
     handed = handed_socket()
     detach = daemonize() if args.daemon else None
-    with contextlib.ExitStack() as stack:
-        if args.pid_file:
-            stack.callback(PidFile(args.pid_file).remove)
+    pid_file = PidFile(args.pid_file) if args.pid_file else None
+    try:
         made = None if secret else os.urandom(16).hex()
         server, runner, workspace = listen(args, handed, secret or made.encode("ascii"), log)
         announce(server, log, made)
-        if args.self_destruct:
-            stack.callback(self_destruct, os.path.abspath(sys.argv[0]), log)
         if detach:
             detach(keep_stderr=bool(log.path))
         serve(server, runner, workspace, ends_us)
+        if args.self_destruct:
+            self_destruct(sys.argv[0], log)
+    finally:
+        if pid_file:
+            pid_file.remove()
 
 
 def main(argv=None):

@@ -253,7 +253,7 @@ class ConnectionTest(HttpCase):
             for _ in range(20):
                 connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
                 self.assertRegex(connection.recv(65536), b"(?s)^HTTP/1.1 200 .*\r\n\r\n{.*}\n$")
-        server = rtot.Server(("127.0.0.1", 0), None, None, rtot.Limits(1, 1, 1, 1))
+        server = rtot.Server(("127.0.0.1", 0), None, None, rtot.Limits(1, 1, 1, 1, 256))
         self.addCleanup(server.server_close)
         with socket.create_connection(server.server_address):
             accepted, _ = server.get_request()
@@ -308,19 +308,19 @@ class CapTest(HttpCase):
     def test_the_one_that_has_waited_longest_is_closed(self):
         class Stub:
             def __init__(self, since):
-                self.waiting_since, self.connection, self.closed = since, self, False
+                self.waiting_since, self.closed = since, False
 
-            def shutdown(self, _):
+            def hang_up(self):
                 self.closed = True
         connections = rtot.Connections(4)
         stubs = [Stub(since) for since in (None, 7.0, 3.0, 5.0)]
         for stub in stubs:
-            self.assertTrue(connections.make_room())
+            self.assertTrue(connections.make_room(False))
             connections.add(stub)
-        self.assertTrue(connections.make_room())
+        self.assertTrue(connections.make_room(False))
         self.assertEqual([stub.closed for stub in stubs], [False, False, True, False])
         connections.add(Stub(None))
-        self.assertTrue(connections.make_room())
+        self.assertTrue(connections.make_room(False))
         self.assertEqual([stub.closed for stub in stubs], [False, False, True, True])
 
     def test_a_503_when_all_are_busy(self):

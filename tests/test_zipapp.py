@@ -1,4 +1,5 @@
 """What users copy: rtot.pyz, built by build_zipapp.sh; rtot.py alone; rtot.py from standard input."""
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import unittest
 import zipfile
 
 import support
+import rtot
 from support import Server, need
 
 BUILD = os.path.join(support.ROOT, "build_zipapp.sh")
@@ -42,6 +44,22 @@ class BuildTest(unittest.TestCase):
             with open(self.path, "rb") as file:
                 contents.append(file.read())
         self.assertEqual(contents[1:], contents[:-1])
+
+    def test_holds_the_source_and_the_bytecode_of_it(self):
+        build(self.path)
+        with zipfile.ZipFile(self.path) as archive, open(support.SOURCE, "rb") as source:
+            self.assertEqual(archive.namelist(), ["__main__.py", "__main__.pyc"])
+            self.assertEqual(archive.read("__main__.py"), source.read())
+            self.assertEqual(archive.read("__main__.pyc")[:4], importlib.util.MAGIC_NUMBER)
+
+    def test_runs_also_where_the_bytecode_is_that_of_another_version(self):
+        build(self.path)
+        other = os.path.join(self.tmp, "other.pyz")
+        with zipfile.ZipFile(self.path) as archive, zipfile.ZipFile(other, "w") as copy:
+            copy.writestr("__main__.py", archive.read("__main__.py"))
+            copy.writestr("__main__.pyc", b"\0\0\r\n" + archive.read("__main__.pyc")[4:])
+        said = subprocess.check_output([sys.executable, other, "--version"], universal_newlines=True)
+        self.assertEqual(said, "rtot %s\n" % rtot.__version__)
 
     def test_stands_beside_the_script_by_default_and_leaves_nothing_else(self):
         for name in ("rtot.py", "build_zipapp.sh"):
