@@ -376,7 +376,7 @@ class ScarceTest(unittest.TestCase):
             def fail(*_, number=number):
                 started.append(number)
                 raise OSError(number, os.strerror(number))
-            runner._popen = fail
+            runner._start = fail
             before = len(os.listdir("/proc/self/fd"))
             job = rtot.Job(b"#!/bin/sh\n", rtot.PLAIN, 1000)
             store.add(job)

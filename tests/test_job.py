@@ -128,7 +128,7 @@ class ViewTest(unittest.TestCase):
         job.options = PLAIN._replace(args=(b"a\nb", b"c"), tty=rtot.Terminal(1, 2), label="\u00e9\"\\")
         job.capture(OUT, b"tab\t \"quoted\" \\ \x01\n")
         for jobs in ([], [job], [job, new_job()]):
-            text = b"".join(rtot.jobs_json(jobs, frozenset(VIEW))).decode("utf-8")
+            text = b"".join(rtot.jobs_json(jobs, tuple(VIEW))).decode("utf-8")
             value = json.loads(text, object_pairs_hook=collections.OrderedDict)
             self.assertEqual(text, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

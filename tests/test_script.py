@@ -145,16 +145,26 @@ class WorkspaceTest(unittest.TestCase):
     def test_what_could_not_be_written_whole_is_refused(self):
         workspace = self.workspace()
         workspace.write(b"first").close()
-        workspace._next_path = lambda: b"/dev/full"
-        real, rtot.os.open = os.open, lambda name, flags, mode=0: real(name, os.O_WRONLY)
+        workspace._create = lambda: (b"/dev/full", os.open("/dev/full", os.O_WRONLY))
         removed = []
         unlink, rtot.os.unlink = os.unlink, removed.append
         try:
             with self.assertRaisesRegex(rtot.InsufficientStorage, "No space left"):
                 workspace.write(b"x" * 100000)
         finally:
-            rtot.os.open, rtot.os.unlink = real, unlink
+            rtot.os.unlink = unlink
         self.assertEqual(removed, [b"/dev/full"])
+
+    def test_what_the_system_takes_in_parts_is_written_whole(self):
+        workspace = self.workspace()
+        real, rtot.os.write = os.write, lambda fd, data: real(fd, data[:3])
+        try:
+            script = workspace.write(b"0123456789")
+        finally:
+            rtot.os.write = real
+        with open(script.path, "rb") as file:
+            self.assertEqual(file.read(), b"0123456789")
+        script.close()
 
 
 class ExplainTest(unittest.TestCase):
