@@ -35,6 +35,7 @@ import signal
 import socket
 import socketserver
 import stat
+import struct
 import sys
 import threading
 import time
@@ -589,17 +590,19 @@ class Job:
         """Yield the job as JSON, in pieces of bytes: the `fields`, in their order, that are not empty."""
         with self.lock:
             pairs = [(name, VIEW[name](self)) for name in fields]
-        parts = []
+        parts, encode = ["{"], json_encode()
         for name, value in pairs:
             if not value and name in LEFT_OUT_WHEN_EMPTY:
                 continue
-            parts.append('%s\n      "%s": ' % ("," if parts else "{", name))
+            lead = '%s\n      "%s": ' % ("" if parts == ["{"] else ",", name)
             if isinstance(value, Text):
-                yield "".join(parts).encode("utf-8", "replace") + b'"'
+                yield ("".join(parts) + lead).encode("utf-8", "replace") + b'"'
                 yield from json_text(self.slices(value.reader, value.length, FOLD))
                 parts = ['"']
+            elif isinstance(value, (list, dict)):
+                parts.append(lead + indented_json(value))
             else:
-                parts.append(to_json(value))
+                parts.append(lead + encode(value))
         parts.append("\n    }")
         yield "".join(parts).encode("utf-8", "replace")
 
@@ -632,10 +635,8 @@ def json_encode():
     return json.JSONEncoder(ensure_ascii=False).encode
 
 
-def to_json(value):
-    """Return a field's value as it stands in the JSON of a job."""
-    if not isinstance(value, (list, dict)):
-        return json_encode()(value)
+def indented_json(value):
+    """Return a list or a dict as it stands in the JSON of a job."""
     import json
     return json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ")
 
@@ -1215,7 +1216,7 @@ class Runner:
             opened.extend(pair)
             return pair
         if options.tty:
-            import termios, fcntl, struct       # noqa: E401  only terminals need them
+            import termios, fcntl       # noqa: E401  only terminals need them
             master, slave = os.openpty()
             opened.extend((master, slave))
             fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *(options.tty + (0, 0))))
@@ -1442,7 +1443,7 @@ class Runner:
         process = self._processes.get(job.id)
         if process is None or process.terminal is None:
             raise Conflict("the terminal of job %d is closed" % job.id)
-        import termios, fcntl, struct       # noqa: E401  only terminals need them
+        import termios, fcntl       # noqa: E401  only terminals need them
         fcntl.ioctl(process.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *(terminal + (0, 0))))
 
     # Ending.
@@ -1754,48 +1755,88 @@ Limits = collections.namedtuple("Limits", "connections head body idle descriptor
 
 
 class Wire:
-    """The bytes of a connection that have come: read by deadline, line by line, or as they are.
+    """The bytes of a connection: those that have come, by head, by line or as they are; and those that are sent.
 
-    Deadlines are times of the monotonic clock.
+    The kernel keeps the time (SO_RCVTIMEO and SO_SNDTIMEO of socket(7)): settimeout would cost two more system
+    calls for each that waits, and a quarter of the requests per second.  TLS knows settimeout alone.
     """
 
-    def __init__(self, connection, limits):
-        self.connection, self.limits = connection, limits
+    def __init__(self, connection, limits, tls):
+        self.connection, self.limits, self._tls = connection, limits, tls
         self.buffer = bytearray()
+        self._times = {}
+        if not tls:
+            connection.settimeout(None)
 
-    def receive(self, deadline):
+    def _wait_for(self, option, seconds):
+        if self._tls:
+            self.connection.settimeout(seconds)
+        elif self._times.get(option) != seconds:
+            self._times[option] = seconds
+            whole, part = divmod(max(seconds, 0.001), 1)        # 0 is for ever
+            self.connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", int(whole), int(part * 1e6)))
+
+    def receive(self, seconds):
         """Wait for more; return whether the client has sent some, and not closed its side.
 
-        socket.timeout when the deadline has passed, ClientGone when the connection is broken.
+        socket.timeout when the seconds have passed, ClientGone when the connection is broken.
         """
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise socket.timeout()
-        self.connection.settimeout(remaining)
         try:
+            self._wait_for(socket.SO_RCVTIMEO, seconds)
             data = self.connection.recv(READ_SIZE)
-        except socket.timeout:
-            raise
+        except (socket.timeout, BlockingIOError):
+            raise socket.timeout() from None
         except OSError as error:
             raise ClientGone() from error
         self.buffer += data
         return bool(data)
 
-    def line(self, limit, deadline, too_long):
-        """Return the next line without its CRLF; raise `too_long` over `limit` bytes."""
-        seen = 0
+    def send(self, data):
+        """Send all of it, or raise ClientGone: also when the client takes nothing for SEND_TIMEOUT."""
+        try:
+            self._wait_for(socket.SO_SNDTIMEO, SEND_TIMEOUT)
+            self.connection.sendall(data)
+        except OSError as error:
+            raise ClientGone() from error
+
+    def head(self, deadline):
+        """Return the lines of a request's head, which has to be there at the deadline, on the monotonic clock."""
+        buffer, seen = self.buffer, 0
         while True:
-            end = self.buffer.find(b"\n", seen)
+            end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
+            size = end if end >= 0 else len(buffer)
+            if buffer.count(b"\n", seen, size) != buffer.count(b"\r\n", max(0, seen - 1), size):
+                raise Malformed("a line has to end with CR LF, and one ended with LF alone")
+            first = buffer.find(b"\r\n", 2, size)        # of the request line; an empty one may come before
+            if first < 0 and size > MAX_LINE or first > MAX_LINE:
+                raise URITooLong("the request line may have %d bytes at most: put data into the body" % MAX_LINE)
+            if first >= 0 and size - first > MAX_HEAD:
+                raise HeadTooLarge("the headers may have %d bytes at most" % MAX_HEAD)
+            if end < 0 <= first and not REQUEST_LINE.fullmatch(bytes(buffer[:first]).lstrip(b"\r\n")):
+                end = first                             # no reason to wait for the rest
+            if end >= 0:
+                lines = bytes(buffer[:end]).split(b"\r\n")
+                del buffer[:end + 4]
+                return lines
+            seen, remaining = size, deadline - time.monotonic()
+            if remaining <= 0:
+                raise socket.timeout()
+            if not self.receive(remaining):
+                raise ClientGone()
+
+    def line(self, limit, seconds):
+        """Return the next line without its CR LF; Malformed over `limit` bytes."""
+        while True:
+            end = self.buffer.find(b"\n")
             if max(end, len(self.buffer) if end < 0 else 0) > limit:
-                raise too_long
+                raise Malformed("a chunk's line is too long")
             if end > 0 and self.buffer[end - 1] == 13:
                 line = bytes(self.buffer[:end - 1])
                 del self.buffer[:end + 1]
                 return line
             if end >= 0:
                 raise Malformed("a line has to end with CR LF, and one ended with LF alone")
-            seen = len(self.buffer)
-            if not self.receive(deadline):
+            if not self.receive(seconds):
                 raise ClientGone()
 
     def take(self, limit):
@@ -1846,15 +1887,12 @@ class Body:
         return data
 
     def _some(self):
-        if not self.wire.buffer and not self.wire.receive(self._deadline()):
+        if not self.wire.buffer and not self.wire.receive(self.wire.limits.body):
             raise ClientGone()
         return self.wire.take(min(self.remaining, SLICE))
 
     def _line(self):
-        return self.wire.line(MAX_LINE, self._deadline(), Malformed("a chunk's line is too long"))
-
-    def _deadline(self):
-        return time.monotonic() + self.wire.limits.body
+        return self.wire.line(MAX_LINE, self.wire.limits.body)
 
     def _chunk_size(self):
         match = re.fullmatch(CHUNK_SIZE, self._line())
@@ -1884,6 +1922,13 @@ class Body:
         return bytes(data)
 
 
+@functools.lru_cache(maxsize=2)
+def common_headers(seconds):
+    """Return the headers that every answer of that second has, since 1970."""
+    return "\r\n".join(("Rtot-Version: " + __version__, "Date: " + utc("%a, %d %b %Y %H:%M:%S GMT", seconds),
+                        "Cache-Control: no-store", "X-Content-Type-Options: nosniff"))
+
+
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection, in its own thread: reads requests, has the app answer them, writes the answers.
 
@@ -1901,7 +1946,7 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             if self.server.tls:
                 self._shake_hands()
-            self.wire = Wire(self.connection, self.server.limits)
+            self.wire = Wire(self.connection, self.server.limits, self.connection is not self.request)
             while self._serve():
                 pass
         except ClientGone:
@@ -1934,9 +1979,10 @@ class Connection(socketserver.BaseRequestHandler):
     def _serve(self):
         """Serve one request; return whether another may follow."""
         self.waiting_since, request = time.monotonic(), None
-        self.server.connections.now_waits()
+        if self.server.connections.draining:
+            self.server.connections.now_waits()
         try:
-            if not self.wire.buffer and not self.wire.receive(time.monotonic() + self.server.limits.idle):
+            if not self.wire.buffer and not self.wire.receive(self.server.limits.idle):
                 return False
         except socket.timeout:              # idle for too long
             return False
@@ -1972,21 +2018,20 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _read_head(self, deadline):
         """Read and parse a request line and headers; leave the body where it is."""
-        too_long = URITooLong("the request line may have %d bytes at most: put data into the body" % MAX_LINE)
         if self.server.tls and self.connection is self.request:
             raise Malformed("rtot speaks TLS here: use https://")
         if not re.match(b"[\r" + TOKEN[1:-1], self.wire.buffer):    # a TLS hello, say, that has no line end
             raise Malformed("this is no HTTP request; rtot speaks HTTP/1.1 here, and http://, not https://")
-        line = self.wire.line(MAX_LINE, deadline, too_long)
-        if not line:                        # RFC 9112, 2.2: an empty line before a request is ignored
-            line = self.wire.line(MAX_LINE, deadline, too_long)
-        match = REQUEST_LINE.fullmatch(line)
+        lines = self.wire.head(deadline)
+        if not lines[0]:                    # RFC 9112, 2.2: an empty line before a request is ignored
+            del lines[0]
+        match = lines and REQUEST_LINE.fullmatch(lines[0])
         if not match or match.group(1) == b"PRI":
             raise Malformed("the first line has to be like: GET /jobs HTTP/1.1")
         method, target, major, minor = match.groups()
         if major != b"1":
             raise VersionNotSupported("rtot speaks HTTP/1.1 and HTTP/1.0")
-        headers = self._read_headers(deadline)
+        headers = self._headers(lines[1:])
         version = 10 if minor == b"0" else 11
         if version == 11 and b"host" not in headers:
             raise Malformed("HTTP/1.1 asks for a Host header")
@@ -1997,14 +2042,12 @@ class Connection(socketserver.BaseRequestHandler):
         request.check = self._check
         return request
 
-    def _read_headers(self, deadline):
-        headers, size = {}, 0
-        too_large = HeadTooLarge("the headers may be %d, and have %d bytes at most" % (MAX_HEADERS, MAX_HEAD))
-        for _ in range(MAX_HEADERS + 1):
-            line = self.wire.line(min(MAX_LINE, MAX_HEAD - size), deadline, too_large)
-            size += len(line) + 2
-            if not line:
-                return headers
+    @staticmethod
+    def _headers(lines):
+        if len(lines) > MAX_HEADERS or any(len(line) > MAX_LINE for line in lines):
+            raise HeadTooLarge("the headers may be %d, and have %d bytes each" % (MAX_HEADERS, MAX_LINE))
+        headers = {}
+        for line in lines:
             match = HEADER.fullmatch(line)
             if not match:
                 raise Malformed("a header has to be like: Name: value, without a fold or a control character")
@@ -2015,7 +2058,7 @@ class Connection(socketserver.BaseRequestHandler):
                 raise Malformed("there may be one %s header" % name.decode("ascii"))
             else:
                 headers[name] += b", " + value
-        raise too_large
+        return headers
 
     def _body_of(self, request):
         """Find out how long the body is: RFC 9112, 6.3, and nothing that another might read differently."""
@@ -2036,7 +2079,7 @@ class Connection(socketserver.BaseRequestHandler):
                     self._go_on if expects else None)
 
     def _go_on(self):
-        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _may_keep(self, request, response):
         """May another request follow?  Not where the end of this answer is told by closing."""
@@ -2072,24 +2115,10 @@ class Connection(socketserver.BaseRequestHandler):
         if poll.poll(0):
             raise ClientGone()
 
-    def _write(self, data):
-        view = memoryview(data)
-        try:
-            self.connection.settimeout(SEND_TIMEOUT)        # which is for all of what sendall is given
-            for begin in range(0, len(data), SLICE * 2):
-                self.connection.sendall(view[begin:begin + SLICE * 2])
-        except OSError as error:
-            raise ClientGone() from error
-
-    def _head(self, request, response, keep, chunked):
-        lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status])]
-        headers = response.headers + [
-            ("Rtot-Version", __version__),
-            ("Date", utc("%a, %d %b %Y %H:%M:%S GMT", int(time.time()))),
-            ("Cache-Control", "no-store"),
-            ("X-Content-Type-Options", "nosniff"),
-            ("Content-Security-Policy", response.policy),
-        ]
+    @staticmethod
+    def _head(request, response, keep, chunked):
+        lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status]), common_headers(int(time.time()))]
+        headers = response.headers + [("Content-Security-Policy", response.policy)]
         if chunked:
             headers.append(("Transfer-Encoding", "chunked"))
         elif response.length is not None and response.status != 204:
@@ -2109,23 +2138,23 @@ class Connection(socketserver.BaseRequestHandler):
         chunked = response.length is None and request.version == 11
         head = self._head(request, response, keep, chunked)
         if request is not None and request.method == "HEAD":
-            self._write(head)
+            self.wire.send(head)
             return 0
         if isinstance(response.body, bytes):
-            self._write(head + response.body)       # in one send: with two, Nagle cost 44 ms an answer
+            self.wire.send(head + response.body)       # in one send: with two, Nagle cost 44 ms an answer
             return len(response.body)
-        self._write(head)
+        self.wire.send(head)
         sent = 0
         for data in response.body:
             if not data:
                 self._check()
                 continue
-            self._write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
+            self.wire.send(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
             sent += len(data)
         if chunked:
             trailers = response.trailers() if response.trailers else ()
             lines = ["%s: %s\r\n" % pair for pair in trailers]
-            self._write(("0\r\n" + "".join(lines) + "\r\n").encode("latin-1"))
+            self.wire.send(("0\r\n" + "".join(lines) + "\r\n").encode("latin-1"))
         return sent
 
     def _linger(self):
@@ -2139,7 +2168,7 @@ class Connection(socketserver.BaseRequestHandler):
             if self.connection is not self.request:
                 self._say_goodbye()
             self.connection.shutdown(socket.SHUT_WR)
-            while remaining > 0 and self.wire.receive(deadline):
+            while remaining > 0 and self.wire.receive(deadline - time.monotonic()):
                 remaining -= len(self.wire.buffer)
                 self.wire.buffer.clear()
         except OSError:             # it did not wait for us, or does not close
@@ -2189,6 +2218,7 @@ class Connections:
         self.lock = threading.Lock()
         self.quiet = threading.Condition(self.lock)     # notified when one closes, or has been answered
         self._open = set()
+        self.draining = False
 
     def add(self, connection):
         with self.lock:
@@ -2224,6 +2254,7 @@ class Connections:
     def drain(self, seconds):
         """Wait until no request is being served, at most so long."""
         with self.lock:
+            self.draining = True
             self.quiet.wait_for(lambda: all(one.waiting_since is not None for one in self._open), seconds)
 
 
@@ -2407,9 +2438,9 @@ class Parameters:
     def __init__(self, pairs, known):
         self._values = {}
         for name, value in pairs:
-            if name not in known:
+            if name not in known.split():
                 raise BadRequest("there is no parameter %r here; %s" % (
-                    name, "there are: " + " ".join(known) if known else "none is taken"))
+                    name, "there are: " + known if known else "none is taken"))
             if name in self._values and name not in self.REPEATABLE:
                 raise BadRequest("%s may be given once" % name)
             if b"\0" in value:
@@ -2569,8 +2600,7 @@ class App:
             self._authorize(request)
         route, number = self.router.find(request.method, request.path)
         arguments = [] if number is None else [self._job(number)]
-        known = route.parameters.split()
-        parameters = Parameters(request.parameters() if request.query else (), known)
+        parameters = Parameters(request.parameters() if request.query else (), route.parameters)
         return route.handler(self, request, parameters, *arguments)
 
     def is_stopping(self):
@@ -2897,12 +2927,19 @@ class Log:
 
     def __init__(self, form, path=None):
         self.form, self.path = form, path
+        self._look_at_stderr()
+
+    def _look_at_stderr(self):
+        """Can it hold us up, as a pipe, a terminal or a socket does that nobody reads?"""
+        mode = os.fstat(2)
+        self._may_block = not stat.S_ISREG(mode.st_mode) and mode.st_rdev != os.stat(os.devnull).st_rdev
 
     def reopen(self):
         """Let standard error go to the file; again, when it was rotated.  OSError if it can't be written."""
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         os.dup2(fd, 2)
         os.close(fd)
+        self._look_at_stderr()
 
     def rotated(self):
         try:
@@ -2935,15 +2972,18 @@ class Log:
         import json
         self._write(json.dumps(collections.OrderedDict([("time", self._now())] + pairs)))
 
-    @staticmethod
-    def _write(line):
-        poll = select.poll()
-        poll.register(2, select.POLLOUT)    # what nobody reads would hold us for ever: rather no line
+    def _write(self, line):
         try:
-            if poll.poll(0):
+            if not self._may_block or self._takes_more():       # rather no line than to be held for ever
                 os.write(2, (line[:LONGEST_LINE] + "\n").encode("utf-8", "replace"))
         except OSError:         # whoever read it is gone: no reason to stop
             pass
+
+    @staticmethod
+    def _takes_more():
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        return poll.poll(0)
 
 
 class CannotStart(Exception):
