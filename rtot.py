@@ -590,21 +590,18 @@ class Job:
         """Yield the job as JSON, in pieces of bytes: the `fields`, in their order, that are not empty."""
         with self.lock:
             pairs = [(name, VIEW[name](self)) for name in fields]
-        parts, encode = ["{"], json_encode()
-        for name, value in pairs:
-            if not value and name in LEFT_OUT_WHEN_EMPTY:
+        shown = [pair for pair in pairs if pair[1] or pair[0] not in LEFT_OUT_WHEN_EMPTY]
+        lead = "{"
+        for plain, group in itertools.groupby(shown, lambda pair: not isinstance(pair[1], (Text, list, dict))):
+            if plain:           # all in one: half the time of one at a time
+                yield (lead + "\n      " + members_encoder()(dict(group))[1:-1]).encode("utf-8", "replace")
+                lead = ","
                 continue
-            lead = '%s\n      "%s": ' % ("" if parts == ["{"] else ",", name)
-            if isinstance(value, Text):
-                yield ("".join(parts) + lead).encode("utf-8", "replace") + b'"'
-                yield from json_text(self.slices(value.reader, value.length, FOLD))
-                parts = ['"']
-            elif isinstance(value, (list, dict)):
-                parts.append(lead + indented_json(value))
-            else:
-                parts.append(lead + encode(value))
-        parts.append("\n    }")
-        yield "".join(parts).encode("utf-8", "replace")
+            for name, value in group:
+                yield ('%s\n      "%s": ' % (lead, name)).encode("ascii")
+                yield from value_json(self, value)
+                lead = ","
+        yield b"\n    }"
 
 
 Text = collections.namedtuple("Text", "reader length")     # what a stream has kept, to be read when it is shown
@@ -629,25 +626,25 @@ def kept_text(job, which):
 
 
 @functools.lru_cache(maxsize=1)
-def json_encode():
-    """Return the function that encodes a value: json.dumps would make an encoder for each."""
+def members_encoder():
+    """Return the function that encodes plain values by name as the members of a job, one a line."""
     import json
-    return json.JSONEncoder(ensure_ascii=False).encode
+    return json.JSONEncoder(ensure_ascii=False, separators=(",\n      ", ": ")).encode
 
 
-def indented_json(value):
-    """Return a list or a dict as it stands in the JSON of a job."""
-    import json
-    return json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ")
-
-
-def json_text(pieces):
-    """Yield pieces of UTF-8 as the inside of a JSON string; what is not UTF-8 shows as U+FFFD."""
+def value_json(job, value):
+    """Yield a value that is not plain, as it stands in the JSON of the job; U+FFFD for what is not UTF-8."""
     import codecs
+    import json
+    if not isinstance(value, Text):
+        text = json.dumps(value, ensure_ascii=False, indent=2)
+        yield text.replace("\n", "\n      ").encode("utf-8", "replace")
+        return
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        yield json_encode()(decoder.decode(piece))[1:-1].encode("utf-8")
-    yield decoder.decode(b"", True).encode("utf-8")
+    yield b'"'
+    for piece in job.slices(value.reader, value.length, FOLD):
+        yield json.dumps(decoder.decode(piece), ensure_ascii=False)[1:-1].encode("utf-8")
+    yield decoder.decode(b"", True).encode("utf-8") + b'"'
 
 
 def first_line(script):
