@@ -189,7 +189,7 @@ class RecipeCase(unittest.TestCase):
                 return probe.connect_ex(("127.0.0.1", port)) == 0
         wait_until(listens, "a server on port %d" % port)
 
-    def paste(self, script, status=0, address="127.0.0.1"):
+    def paste(self, script, status=0, address="127.0.0.1", limit=support.LIMIT):
         """Run commands of the README with our address and port; return what they print.
 
         To a file: a pipe would not end before what they leave in the background.
@@ -200,7 +200,7 @@ class RecipeCase(unittest.TestCase):
             process = subprocess.Popen(["bash", "-ec", script], stdin=subprocess.DEVNULL, stdout=output,
                                        stderr=subprocess.STDOUT, env=self.env, cwd=self.tmp)
             try:
-                got = process.wait(support.LIMIT)
+                got = process.wait(limit)
             finally:
                 process.kill()
             output.seek(0)
@@ -495,7 +495,7 @@ class FleetTest(SshCase):
         write(self.tmp + "/ansible.cfg", "[defaults]\n")
         self.env.update(ANSIBLE_CONFIG=self.tmp + "/ansible.cfg", ANSIBLE_NOCOLOR="1", ANSIBLE_PIPELINING="1",
                         ANSIBLE_PYTHON_INTERPRETER=python, ANSIBLE_SSH_ARGS="-o ControlMaster=auto -o ControlPersist=2s")
-        text = self.paste(self.play, status=2)
+        text = self.paste(self.play, status=2, limit=5 * support.LIMIT)
         for host in HOSTS:
             self.assertIn('"out": "here is %s\\n"' % host, text)
             failed = host == "127.0.0.2"
