@@ -468,6 +468,8 @@ class FleetTest(SshCase):
     def test_who_fails_is_named_and_holds_nobody_up(self):
         with open(self.tmp + "/hosts.txt", "a") as file:
             file.write("127.0.0.4\n")       # where nobody listens
+        os.mkdir(self.tmp + "/out")
+        write(self.tmp + "/out/127.0.0.4", "from an earlier run\n")
         write(self.tmp + "/job.sh", "echo here; case $PWD in *.2) exit 3; esac\n")
         text = self.paste(self.drop)
         self.assertRegex(text, r"(?m)^127\.0\.0\.4: not started$")
@@ -478,6 +480,7 @@ class FleetTest(SshCase):
                          ["127.0.0.2: exit code 3", "127.0.0.4: exit code unknown"])
         for host in HOSTS:
             self.assertEqual(read("%s/out/%s" % (self.tmp, host)), "here\n")
+        self.assertEqual(sorted(os.listdir(self.tmp + "/out")), sorted(HOSTS))
         self.paste(self.remove.split("\n")[0], status=123)
         self.paste(self.remove.split("\n")[1], status=123)
         self.assertNothingLeft()
