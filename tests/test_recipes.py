@@ -214,6 +214,18 @@ class RecipeCase(unittest.TestCase):
         self.assertEqual(glob.glob(self.tmp + "/hosts/*/*"), [])
 
 
+class ReadmeTest(unittest.TestCase):
+
+    def test_has_no_block_that_no_test_runs(self):
+        titles = re.findall("(?m)^## (.*)$", readme())
+        found = {(title, tag): len(blocks(title, tag)) for title in titles
+                 for tag in re.findall("(?m)^```([a-z]+)$", readme()) if tag != "console" and blocks(title, tag)}
+        self.assertEqual(found, {("From Python, and with wget", "python"): 1, ("From Python, and with wget", "sh"): 1,
+                                 ("Over ssh", "sh"): 4, ("Behind nginx", "nginx"): 1, ("Behind nginx", "sh"): 1,
+                                 ("Under systemd", "ini"): 2, ("Under systemd", "sh"): 1,
+                                 ("A fleet", "sh"): 4, ("A fleet", "yaml"): 1})
+
+
 class ClientTest(RecipeCase):
 
     def setUp(self):
@@ -257,6 +269,11 @@ class SshCase(RecipeCase):
                 shutil.which(tool), self.tmp), 0o755)
         self.build()
         self.wait_for_port(values["ssh_port"], self.serve("/usr/sbin/sshd", "-D", "-e", "-f", self.tmp + "/sshd_config"))
+        if subprocess.call([self.tmp + "/bin/ssh", "host", "true"], env=self.env, stderr=subprocess.DEVNULL):
+            log = read(self.tmp + "/server.log")
+            if "not allowed because" in log:        # as a user who can't log in, such as nobody
+                self.skipTest("needs a user whom sshd lets in: " + log)
+            self.fail(log)
 
     def ask(self, *options, secret=None, host="127.0.0.2"):
         """Ask the server on a host by curl; return the body."""
