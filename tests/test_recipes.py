@@ -331,6 +331,9 @@ class NginxTest(RecipeCase):
         self.server = Server().ready()
         self.addCleanup(self.server.close)
         (config,) = blocks("Behind nginx", "nginx")
+        location = re.search(r"(?ms)^    location .*?^    \}\n", config).group()
+        buffered = location.replace("/rtot/", "/buffered/").replace("proxy_buffering off;", "")
+        config = config.replace(location, location + buffered)
         certificate, self.try_it = blocks("Behind nginx", "sh")[0].rstrip("\n").split("\n")
         self.paste(certificate)
         write(self.tmp + "/s", self.server.secret + "\n")
@@ -375,14 +378,15 @@ class NginxTest(RecipeCase):
         self.assertIn("<!DOCTYPE html>", self.ask("-H", "Accept: text/html", "/rtot/", secret=False))
 
     def test_output_comes_before_the_job_ends(self):
-        gate = self.tmp + "/gate"
-        script = "echo one; until [ -e %s ]; do sleep 0.05; done; echo two" % gate
-        process = self.follow("-d", script, "/rtot/jobs?follow")
-        self.assertEqual(process.stdout.readline(), b"one\n")
-        self.assertEqual(self.server.job(0)["state"], "running")
-        write(gate, "")
-        self.assertEqual(process.stdout.read(), b"two\n")
-        self.assertEqual(process.wait(support.LIMIT), 0)
+        for number, prefix in enumerate(("/rtot", "/buffered")):
+            gate = self.tmp + "/gate%d" % number
+            script = "echo one; until [ -e %s ]; do sleep 0.05; done; echo two" % gate
+            process = self.follow("-d", script, prefix + "/jobs?follow")
+            self.assertEqual(process.stdout.readline(), b"one\n")
+            self.assertEqual(self.server.job(number)["state"], "running")
+            write(gate, "")
+            self.assertEqual(process.stdout.read(), b"two\n")
+            self.assertEqual(process.wait(support.LIMIT), 0)
 
     def test_an_upload_of_some_megabytes_arrives_whole(self):
         data = os.urandom(1 << 20) * 6
