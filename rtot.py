@@ -3079,7 +3079,7 @@ def parser():
         help="where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one "
              "(default: :8457)")
     add("-s", "--secret", metavar="SECRET", help="what every request has to bring; one is made if none is given")
-    add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE")
+    add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE, or of standard input: -")
     add("-f", "--log-format", type=parse_form, metavar="text|json", default=environ("RTOT_LOG_FORMAT", "text"),
         help="of the log on standard error (default: text)")
     add("-j", "--parallel", type=parse_count, metavar="N", default=0,
@@ -3119,7 +3119,7 @@ def read_secret(args):
     secret = None if secret is None else os.fsencode(secret)
     if args.secret_file is not None:
         try:
-            with open(args.secret_file, "rb") as file:
+            with open(0 if args.secret_file == "-" else args.secret_file, "rb") as file:
                 secret = file.readline()
         except OSError as error:
             raise ValueError("cannot read the secret from %s: %s" % (args.secret_file, error.strerror)) from None

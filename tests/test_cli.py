@@ -137,6 +137,17 @@ class SecretTest(CliCase):
             self.assertEqual(server.get("/").status, 200)
 
 
+    def test_is_read_from_the_first_line_of_standard_input(self):
+        reading, writing = os.pipe()
+        with open(reading, "rb") as stdin:
+            server = Server("--secret-file", "-", secret=None, stdin=stdin)
+        self.addCleanup(server.close)
+        with open(writing, "wb") as file:
+            file.write(b"from a pipe\nnot this\n")
+        server.ready().secret = "from a pipe"
+        self.assertEqual(server.run("read x; echo $?")["out"], "1\n")
+
+
 class AddressTest(CliCase):
 
     def test_a_port_that_is_taken_is_told_in_a_line(self):

@@ -66,7 +66,9 @@ class ReadmeTest(unittest.TestCase):
             self.assertEqual(server.stop(), 0)
 
     def paste(self, commands, port, env):
-        script = "".join("%s\necho '%s'\n" % (command.replace("8457", str(port)), END) for command in commands)
+        # Other Pythons paste the same at the same time: a port and a directory of our own.
+        commands = [command.replace("8457", str(port)).replace("cwd=/tmp", "cwd=" + self.tmp) for command in commands]
+        script = "".join("%s\necho '%s'\n" % (command, END) for command in commands)
         output = subprocess.check_output(["bash", "-c", script], stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                          env=env, cwd=self.tmp, timeout=support.LIMIT * 2)
         results = output.decode("utf-8").replace("\r\n", "\n").split(END + "\n")
