@@ -2252,71 +2252,61 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 # ------------------------------------------------------------------------------------------------ page
 
-PAGE_STYLE = """
+PAGE_STYLE = """\
 :root { color-scheme: light dark; --bg: #f4f6f4; --panel: #fff; --ink: #1b2320; --soft: #57635e; --line: #dde3df;
   --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
 @media (prefers-color-scheme: dark) { :root { --bg: #111514; --panel: #191f1d; --ink: #e3e9e6; --soft: #9daaa4;
   --line: #2c3532; --edge: #72817a; --accent: #62cbb0; --on: #08251e; --run: #e6b450; --bad: #ff9186; --mark: #1d322c }}
-* { box-sizing: border-box; margin: 0; } [hidden], .failed:empty { display: none !important; }
+* { box-sizing: border-box; margin: 0; } [hidden], p:empty { display: none !important; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); overflow-wrap: anywhere; }
-h1, h2 { font-size: 1.125rem; line-height: 1.4; } .soft, label, summary { color: var(--soft); font-size: .875rem; }
-.failed { color: var(--bad); } .running { color: var(--run); } h1, .done { color: var(--accent); }
-.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } .grow { flex: 1; text-align: end; }
+h1, h2 { font-size: 1.125rem; } .soft, .stack .stack label, summary { color: var(--soft); font-size: .875rem; }
+.failed, .err { color: var(--bad); } .running { color: var(--run); } h1, .done { color: var(--accent); }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } #status, #line { flex: 1; }
 .stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
 .panel { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; }
-header { padding: .625rem 1rem; } #work { padding: 0 1rem 1rem; gap: 1rem; } #list { list-style: none; padding: 0; }
+header { padding: .625rem 1rem; } #work { padding: 0 1rem 1rem; gap: 1rem; }
 #sign-in { width: calc(100% - 2rem); max-width: 24rem; margin: 12vh auto 2rem; } #trouble { position: sticky; top: 0; }
 button, input, textarea { font: inherit; color: inherit; border: 1px solid var(--edge); border-radius: 5px; }
-button { background: var(--panel); padding: .25rem .75rem; cursor: pointer; } button:hover { background: var(--mark); }
-.main, .main:hover { background: var(--accent); border-color: var(--accent); color: var(--on); font-weight: 600; }
-:disabled, :disabled:hover { background: none; color: var(--soft); border-color: var(--line); cursor: default; }
+button { background: var(--panel); padding: .25rem .75rem; } button:hover:enabled { background: var(--mark); }
+button.main { background: var(--accent) !important; color: var(--on); font-weight: 600; border-color: var(--accent); }
+:disabled { color: var(--soft); border-color: var(--line); } #list { list-style: none; padding: 0; }
 input, textarea { background: var(--bg); padding: .25rem .5rem; min-width: 0; width: 100%; resize: vertical; }
-[type=checkbox], [size] { width: auto; accent-color: var(--accent); } #line { flex: 1; }
+[type=checkbox], [size] { width: auto; } :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-#list button { display: grid; grid-template-columns: auto minmax(0, 1fr) auto; gap: 0 .625rem; align-items: baseline;
+#list button { display: grid; grid-template-columns: auto 1fr fit-content(10rem); gap: 0 .625rem; align-items: baseline;
   width: 100%; padding: .375rem .5rem; text-align: left; border: 0; border-left: 3px solid transparent; }
-#list [aria-current=true] { background: var(--mark); border-left-color: var(--accent); }
-#list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; max-width: 10rem; }
-#list code, #list button :last-child { max-width: none; grid-column: 2; }
+#list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list .wide { grid-column: 2; }
+#list [aria-current=true] { background: var(--mark); border-color: var(--accent); }
 pre, #output { white-space: pre-wrap; overflow: auto; max-height: 12rem; padding: .5rem 0; }
-#output { max-height: 75vh; min-height: 8rem; background: var(--bg); border-radius: 5px; }
+#output { max-height: 70vh; min-height: 8rem; background: var(--bg); border-radius: 5px; }
 #output div, #output:empty::before { content: "No output"; padding: 0 .75rem; border-left: 3px solid transparent; }
-#output .err { border-left-color: var(--bad); color: var(--bad); }
-#output .err::before { content: "stderr"; float: right; padding-left: .75rem; font-size: .6875rem; }
-@media (min-width: 60rem) { body { display: grid; grid-template-rows: auto minmax(0, 1fr); height: 100vh; }
-  #work { height: 100%; grid-template: auto minmax(0, 1fr) / minmax(22rem, 2fr) minmax(0, 5fr); }
-  #trouble { grid-column: 1 / 3; } #left, #right { grid-row: 2; } #left { overflow: auto; }
-  #job { height: 100%; display: flex; flex-direction: column; } #output { flex: 1; max-height: none; }}
+#output .err { border-color: var(--bad); } #output .err::before { content: "stderr"; float: right; font-size: .9em; }
+@media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); }
+  #trouble { grid-column: 1 / 3; } #right { position: sticky; top: 1rem; align-self: start; }}
 """
 
-PAGE_SCRIPT = r"""
-"use strict";
-const LIMIT = 1 << 20, BLOCK = 1 << 14;     // characters of output on the page, and about so many in a block of it
-const SHOWN = 100, PERIOD = 1000;           // jobs in the list; ms between two looks at them
+PAGE_SCRIPT = r""""use strict";
+const LIMIT = 1 << 20, BLOCK = 1 << 14, SHOWN = 100, PERIOD = 1000;     // characters, and of a block; jobs; ms
 const FIELDS = "exit,timed_out,held,create,duration,label,line,tty";
 const ESCAPE = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^-~])/g;     // for terminals
 const $ = id => document.getElementById(id), rows = new Map();      // the list's buttons by the job's id
-let secret = sessionStorage.getItem("rtot-secret") || "", polling = false, posting = false, changes = 0, timer, now;
-let chosen = null, settings, following = new AbortController(), size = 0;
-const put = (id, text, node = $(id)) => { if (node.textContent !== text) node.textContent = text; };  // keeps a selection
-const span = s => s < 100 ? +s.toFixed(s < 10) + " s" : s < 6e3 ? (s / 60).toFixed() + " min" : (s / 36e2).toFixed() + " h";
+let secret = sessionStorage.getItem("rtot-secret") || "", following = new AbortController();
+let polling = false, changes = 0, timer, now, chosen = null, settings = {}, size = 0;
+const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };    // keeps a selection
 const words = error => error.status ? error.message : "The server cannot be reached";
-
+const span = s => s < 99 ? +s.toFixed(s < 9) + " s" : s < 6e3 ? (s / 60 | 0) + " min" : (s / 3600 | 0) + " h";
 async function api(path, options = {}) {    // throws the server's message with its status, or what fetch throws
-  const used = secret, bytes = new TextEncoder().encode(used);
-  const headers = Object.assign({"Rtot-Secret": String.fromCharCode(...bytes)}, options.headers);
-  const response = await fetch(path, Object.assign({}, options, {headers}));
+  const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
+  const response = await fetch(path, {...options, headers: {"Rtot-Secret": text, ...options.headers}});
   if (response.ok) return response;
-  const {message} = await response.json().catch(() => ({}));
-  if (response.status === 401 && used === secret) enter(false, "That secret is wrong.");
-  throw Object.assign(new Error(message || "HTTP status " + response.status), {status: response.status});
+  const {message} = await response.json().catch(() => ({})), {status} = response;
+  if (status === 401 && used === secret) enter(false, "That secret is wrong.");
+  throw Object.assign(new Error(message || "HTTP status " + status), {status});
 }
 function enter(known, why = "") {           // to the jobs, or to the question for the secret
   if (!known) { following.abort(); secret = ""; }
-  sessionStorage.setItem("rtot-secret", secret);
+  sessionStorage.setItem("rtot-secret", secret); put($("wrong"), why); put($("status"), "");
   $("sign-in").hidden = known; $("work").hidden = $("forget").hidden = !known;
-  put("wrong", why); put("status", "");
   if (known) $("secret").value = ""; else $("secret").select();
 }
 async function poll() {
@@ -2325,183 +2315,147 @@ async function poll() {
   polling = true; clearTimeout(timer);
   try {
     const response = await api(`jobs?last=${SHOWN + 1}&fields=${FIELDS}`, {signal: abort.signal});
-    const {jobs} = await response.json();
-    now = Date.parse(response.headers.get("Date"));
+    const {jobs} = await response.json(); now = Date.parse(response.headers.get("Date"));
     if (secret && before === changes) show(jobs);       // else it is stale
-  } catch (error) { if (secret) put("status", words(error) + ", trying again"); }
-  polling = false; clearTimeout(limit);
-  timer = setTimeout(poll, PERIOD);
+  } catch (error) { if (secret) put($("status"), words(error) + ", trying again"); }
+  polling = false; clearTimeout(limit); timer = setTimeout(poll, PERIOD);
 }
 function show(jobs) {
   const newest = jobs.slice(-SHOWN), ids = new Set(newest.map(job => job.id)), first = $("work").hidden;
-  enter(true);
-  $("empty").hidden = jobs.length > 0; $("more").hidden = jobs.length <= SHOWN;
-  for (const [id, button] of rows) if (!ids.has(id)) {
-    button.parentNode.remove(); rows.delete(id);
-    if (id === chosen && !(newest.length && id < newest[0].id)) choose(null);      // older ones may still be there
+  enter(true); $("empty").hidden = jobs.length > 0; $("more").hidden = jobs.length <= SHOWN;
+  for (const [id, button] of rows) if (!ids.has(id) && rows.delete(id)) {
+    button.parentNode.remove();
+    if (id === chosen && jobs.length <= SHOWN) choose(null);    // else it may be there, but older
   }
   newest.forEach(update);
+  if (newest.some(job => job.id === chosen && job.create !== settings.create)) choose(chosen);    // of a new server
   if (rows.size && !$("list").querySelector("[tabindex='0']")) $("list").querySelector("button").tabIndex = 0;
-  if (first && chosen !== null) choose(chosen); else if (first) $("editor").focus();
+  if (first) chosen === null ? $("editor").focus() : choose(chosen);
 }
 function update(job) {
   if (!rows.has(job.id)) $("list").prepend($("row").content.cloneNode(true));
   const button = rows.get(job.id) || $("list").querySelector("button"), over = job.state === "complete";
-  const anew = button.job && button.job.create !== job.create;        // of a new server, which counts from 0 again
   const age = span(Math.max(0, now - Date.parse(job.create.slice(0, 19) + "Z")) / 1000) + " ago";
   rows.set(job.id, Object.assign(button, {job, onclick: () => choose(job.id)}));
   const word = (job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state)) + (job.held ? ", held" : "");
   const more = [job.label, age, over && "took " + span(job.duration)].filter(Boolean).join(" \u00b7 ");
-  [String(job.id), job.line, word, more].forEach((text, index) => put("", text, button.children[index]));
-  button.children[2].className = !over ? "running" : job.exit ? "failed" : "done";
+  [String(job.id), job.line, word, more].forEach((text, index) => put(button.children[index], text));
+  const kind = button.children[2].className = !over ? "running" : job.exit ? "failed" : "done";
   if (job.id !== chosen) return;
-  put("title", "Job " + job.id + (job.label && ": " + job.label)); put("state", word);
-  $("state").className = button.children[2].className;
-  $("stop").disabled = over && !job.held; $("input").hidden = over || !job.tty;
-  if (anew) choose(job.id);
+  put($("title"), "Job " + job.id + (job.label && ": " + job.label)); put($("state"), word);
+  $("state").className = kind; $("stop").disabled = over && !job.held; $("input").hidden = over || !job.tty;
 }
 async function choose(id) {                 // null for none
-  following.abort();
-  const {signal} = following = new AbortController();
-  chosen = id; size = 0;
-  for (const name of ["output", "script", "facts", "trouble"]) put(name, "");
+  following.abort(); following = new AbortController(); chosen = id; size = 0;
+  const {signal} = following;
+  for (const name of ["output", "script", "trouble"]) put($(name), "");
   for (const [each, button] of rows) button.setAttribute("aria-current", each === id);
+  if (id === null && $("job").contains(document.activeElement)) $("editor").focus();
   $("job").hidden = id === null; $("none").hidden = id !== null; $("cut").hidden = true;
   if (id === null) return;
-  update(rows.get(id).job);
-  if (innerWidth < 960) $("right").scrollIntoView();
+  settings = rows.get(id).job; update(settings); if (innerWidth < 960) $("right").scrollIntoView();
   try {
-    const response = await api(`jobs/${id}?fields=args,cwd,label,timeout,tty,out_bytes,err_bytes`, {signal});
-    [settings] = (await response.json()).jobs;
-    const {args, timeout, out_bytes: out, err_bytes: err} = settings;
-    put("facts", (args.length ? "Arguments: " + args.join(" ") + " " : "") + (timeout ? `Limit: ${timeout} s` : ""));
-    const from = bytes => out + err > LIMIT ? Math.max(0, bytes - LIMIT / 2) : 0;
-    const both = [follow(id, "out", from(out), signal), follow(id, "err", from(err), signal)];
-    put("script", (await (await api(`jobs/${id}/script`, {signal})).text()).slice(0, LIMIT));
+    const response = await api(`jobs/${id}?fields=args,cwd,timeout,out_bytes,err_bytes,dropped`, {signal});
+    Object.assign(settings, (await response.json()).jobs[0]);
+    const {out_bytes: out, err_bytes: err, dropped} = settings, large = out + err > LIMIT; $("cut").hidden = !large && !dropped;
+    const both = [["out", out], ["err", err]].map(([name, bytes]) =>
+      follow(id, name, large ? Math.max(0, bytes - LIMIT / 2) : 0, signal));
+    put($("script"), (await (await api(`jobs/${id}/script`, {signal})).text()).slice(0, LIMIT));
     await Promise.all(both);
-  } catch (error) { if (!signal.aborted) put("trouble", words(error)); }
+  } catch (error) { if (!signal.aborted) put($("trouble"), words(error)); }
 }
-async function follow(id, name, offset, signal) {       // goes on at the same byte where the connection broke
-  for (const decoder = new TextDecoder(); ; await new Promise(done => setTimeout(done, PERIOD))) {
-    try {
-      const response = await api(`jobs/${id}/${name}?follow`, {signal, headers: {Range: `bytes=${offset}-`}});
-      const reader = response.body.getReader();
-      offset = parseInt(response.headers.get("Content-Range").slice(6));      // more, if the server dropped some
-      if (offset) $("cut").hidden = false;
-      for (let part; !(part = await reader.read()).done && !signal.aborted; offset += part.value.length)
-        print(name, decoder.decode(part.value, {stream: true}).replace(ESCAPE, "").replace(/\r+\n?/g, "\n"));
-      return;
-    } catch (error) { if (signal.aborted || error.status) throw error; }
-  }
+async function follow(id, name, offset, signal) {       // goes on at the byte where the connection broke
+  for (const decoder = new TextDecoder(); ; await new Promise(done => setTimeout(done, PERIOD))) try {
+    const response = await api(`jobs/${id}/${name}?follow`, {signal, headers: {Range: `bytes=${offset}-`}});
+    const reader = response.body.getReader();
+    offset = parseInt(response.headers.get("Content-Range").slice(6));      // more, if the server dropped some
+    for (let part; !(part = await reader.read()).done && !signal.aborted; offset += part.value.length)
+      print(name, decoder.decode(part.value, {stream: true}).replace(ESCAPE, "").replace(/\r+\n?/g, "\n"));
+    return;
+  } catch (error) { if (signal.aborted || error.status) throw error; }
 }
 function print(name, text) {
   const output = $("output"), atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 8;
-  for (const piece of text.match(/[^]{1,16384}[^\n]{0,16384}\n?/g) || []) {
-    const last = output.lastChild, {length, data} = last ? last.firstChild : {length: 0, data: ""};
-    if (last && last.className === name && (length < BLOCK || length < 4 * BLOCK && !data.endsWith("\n")))
-      last.firstChild.appendData(piece);
-    else output.append(Object.assign(document.createElement("div"), {className: name, textContent: piece}));
-    size += piece.length;
-  }
-  for (; size > LIMIT; $("cut").hidden = false) {
-    size -= output.firstChild.textContent.length; output.firstChild.remove();
+  let last = output.lastChild; const data = last && last.className === name ? last.firstChild.data : null;
+  if (data === null || data.length > BLOCK && (data.endsWith("\n") || data.length > 4 * BLOCK))
+    output.append(last = Object.assign(document.createElement("div"), {className: name, textContent: text}));
+  else last.firstChild.appendData(text);
+  for (size += text.length; size > LIMIT && output.firstChild !== last; output.firstChild.remove()) {
+    size -= output.firstChild.textContent.length; $("cut").hidden = false;
   }
   if (atEnd) output.scrollTop = output.scrollHeight;
 }
-async function act(work) {                  // one at a time: two quick presses are one
-  if (posting) return;
-  posting = true; put("trouble", "");
-  try { await work(); } catch (error) { put("trouble", words(error)); }
-  posting = false; changes += 1;
-}
-async function run(body, {args, cwd, label, timeout, tty}) {
-  const query = new URLSearchParams({fields: FIELDS});
-  const given = Object.assign({cwd, label, timeout}, tty && {tty: 1, rows: tty.rows, cols: tty.cols});
-  for (const name in given) if (given[name]) query.append(name, given[name]);
-  for (const arg of args) query.append("arg", arg);
+async function run(body, {args = [], cwd, label, timeout, tty}) {
+  const query = new URLSearchParams(args.map(arg => ["arg", arg]));
+  const options = {fields: FIELDS, cwd, label, timeout, tty: tty && 1, ...tty};
+  for (const name in options) if (options[name]) query.append(name, options[name]);
   const [job] = (await (await api("jobs?" + query, {method: "POST", body})).json()).jobs;
   update(job); choose(job.id);
 }
-const blob = async name => (await api(`jobs/${chosen}/${name}`)).blob();
-const on = (id, event, work) => $(id).addEventListener(event, event => { event.preventDefault(); act(() => work()); });
-on("run", "submit", () => run($("editor").value, {label: $("label").value, timeout: $("timeout").value,
+const on = (id, event, work, busy) => $(id).addEventListener(event, async event => {    // two quick presses are one
+  event.preventDefault();
+  if (busy) return;
+  busy = true; put($("trouble"), "");
+  await work().catch(error => put($("trouble"), words(error)));
+  busy = false; changes += 1; poll();
+});
+on("run", "submit", async () => run($("editor").value, {label: $("label").value, timeout: $("timeout").value,
   args: $("args").value ? $("args").value.replace(/\n$/, "").split("\n") : [],
   tty: $("tty").checked && {rows: $("rows").value, cols: $("cols").value}}));
-on("again", "click", async () => run(await blob("script"), settings));
+on("again", "click", async () => run(await (await api(`jobs/${chosen}/script`)).blob(), settings));
 on("stop", "click", () => api(`jobs/${chosen}/kill`, {method: "POST"}));
-on("delete", "click", async () => {
-  if ($("stop").disabled || confirm(`Stop job ${chosen} and forget it?`)) await api("jobs/" + chosen, {method: "DELETE"});
-});
-on("save", "click", async () => {
-  const link = document.createElement("a"), url = link.href = URL.createObjectURL(await blob("log"));
-  link.download = `job-${chosen}.log`; link.click(); setTimeout(() => URL.revokeObjectURL(url), PERIOD);
-});
-on("input", "submit", async () => {
-  await api(`jobs/${chosen}/stdin`, {method: "POST", body: $("line").value + "\n"}); $("line").value = "";
-});
-$("sign-in").onsubmit = event => { event.preventDefault(); secret = $("secret").value; poll(); };
-$("forget").onclick = () => { enter(false); location.reload(); };
+on("delete", "click", async () => ($("stop").disabled || confirm(`Stop job ${chosen} and forget it?`)) &&
+  api("jobs/" + chosen, {method: "DELETE"}));
+on("save", "click", async () => Object.assign(document.createElement("a"), {download: `job-${chosen}.log`,
+  href: URL.createObjectURL(await (await api(`jobs/${chosen}/log`)).blob())}).click());
+on("input", "submit", () => api(`jobs/${chosen}/stdin`, {method: "POST", body: $("line").value + "\n"})
+  .then(() => $("input").reset()));
+on("sign-in", "submit", async () => { secret = $("secret").value; });
+on("forget", "click", async () => { enter(false); location.reload(); });
 $("editor").onkeydown = event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("go").click(); };
 $("list").onkeydown = event => {
-  const items = [...$("list").children], at = items.indexOf(event.target.parentNode);
-  const to = {ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: items.length - 1}[event.key];
-  if (items[to]) { event.preventDefault(); items[to].firstChild.focus(); }
+  const item = event.target.parentNode[{ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling"}[event.key]];
+  if (item) { event.preventDefault(); item.firstElementChild.focus(); }
 };
-$("list").addEventListener("focusin", event => rows.forEach(each => { each.tabIndex = each === event.target ? 0 : -1; }));
-addEventListener("dragover", event => event.preventDefault());
-addEventListener("drop", async event => {
-  if (!event.dataTransfer.files.length) return;
-  event.preventDefault(); $("editor").value = await event.dataTransfer.files[0].text();
-});
-document.addEventListener("visibilitychange", poll);
-document.title = "rtot on " + location.host; put("host", location.host);
-if (secret) poll(); else enter(false);
+$("list").addEventListener("focusin", event => rows.forEach(row => { row.tabIndex = row === event.target ? 0 : -1; }));
+ondragover = event => event.preventDefault();
+ondrop = async event => {
+  const [file] = event.dataTransfer.files;
+  if (file) { event.preventDefault(); $("editor").value = await file.text(); }
+};
+document.title = "rtot on " + location.host; put($("host"), location.host);
+document.onvisibilitychange = poll; if (secret) poll(); else enter(false);
 """
 
 PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>rtot</title><style>%s</style></head><body>
-<header class="row"><h1>rtot</h1><span id="host" class="soft"></span><span id="status" class="running grow" role="status">
-</span><button id="forget" hidden>Forget secret</button></header>
-<main>
-<form id="sign-in" class="panel stack" hidden>
-  <label for="secret">The secret of this server</label>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>rtot</title><style>%s</style><header class="row"><h1>rtot</h1><span id="host" class="soft"></span>
+<span id="status" class="running" role="status"></span><button id="forget" hidden>Forget secret</button></header>
+<main><form id="sign-in" class="panel stack" hidden><label for="secret">The secret of this server</label>
   <input id="secret" type="password" required autocomplete="current-password">
   <p id="wrong" class="failed" role="alert"></p>
-  <div class="row"><button class="main">Sign in</button><span class="soft">This tab alone keeps it.</span></div>
-</form>
-<div id="work" class="stack" hidden>
-<p id="trouble" class="panel failed" role="alert"></p>
-<div id="left" class="stack">
-  <form id="run" class="panel stack" autocomplete="off">
-    <h2><label for="editor">Script</label></h2>
-    <textarea id="editor" rows="7" required spellcheck="false" autocapitalize="off" placeholder="uname -a"></textarea>
-    <details><summary>Options</summary><div class="stack">
-      <label>Label<input id="label"></label>
+  <div class="row"><button class="main">Sign in</button><span class="soft">Kept in this tab alone</span></div></form>
+<div id="work" class="stack" hidden><p id="trouble" class="panel failed" role="alert"></p><div class="stack">
+  <form id="run" class="panel stack" autocomplete="off"><h2><label for="editor">Script</label></h2>
+    <textarea id="editor" rows="7" required spellcheck="false" autocapitalize="off"></textarea>
+    <details><summary>Options</summary><div class="stack"><label>Label<input id="label"></label>
       <label>Arguments, one a line<textarea id="args" rows="2"></textarea></label>
       <label>Time limit in seconds<input id="timeout" inputmode="decimal"></label>
-      <div class="row"><label><input id="tty" type="checkbox"> Terminal of</label>
-        <label><input id="rows" size="3" value="24"> rows</label><label><input id="cols" size="3" value="80"> columns</label>
-      </div></div></details>
-    <div class="row"><button id="go" class="main">Run</button><span class="soft">Ctrl+Enter; drop a file to load it</span></div>
-  </form>
-  <section class="panel stack" aria-labelledby="jobs"><h2 id="jobs">Jobs</h2>
-    <p id="empty" class="soft">None yet.</p><ul id="list" role="list"></ul>
-    <p id="more" class="soft" hidden>Only the newest 100 are listed.</p>
-    <template id="row"><li><button tabindex="-1"><span></span><code></code><span></span><span class="soft"></span></button>
-    </li></template></section>
-</div>
-<section id="right" class="panel" aria-label="The chosen job"><p id="none" class="soft">Choose a job to see its output.</p>
+      <div class="row"><label><input id="tty" type="checkbox"> Terminal of</label><label><input id="rows" size="3"
+        value="24"> rows</label><label><input id="cols" size="3" value="80"> columns</label></div></div></details>
+    <div class="row"><button id="go" class="main">Run</button><span class="soft">Ctrl+Enter, or drop a file</span></div>
+  </form><section class="panel stack" aria-labelledby="jobs"><h2 id="jobs">Jobs</h2><p id="empty" class="soft">None</p>
+    <ul id="list"></ul><p id="more" class="soft" hidden>Only the newest 100 are listed.</p><template id="row"><li>
+    <button tabindex="-1"><span></span><code></code><span></span><span class="soft wide"></span></button></template>
+</section></div><section id="right" class="panel" aria-label="Chosen job"><p id="none" class="soft">No job is chosen</p>
   <div id="job" class="stack" hidden><div class="row"><h2 id="title"></h2><span id="state" role="status"></span></div>
     <div class="row"><button id="stop">Stop</button><button id="again">Run again</button>
       <button id="save">Save output</button><button id="delete">Delete</button></div>
-    <p id="facts" class="soft"></p>
     <details><summary>Script</summary><pre id="script" tabindex="0"></pre></details>
     <p id="cut" class="soft" hidden>Only the end of the output is here.</p>
     <div id="output" role="log" aria-live="off" aria-label="Output" tabindex="0"></div>
-    <form id="input" class="row"><input id="line" aria-label="Standard input"><button>Send</button></form>
-  </div></section>
-</div></main><script>%s</script></body></html>
+    <form id="input" class="row"><input id="line" aria-label="Standard input"><button>Send</button></form></div>
+</section></div></main><script>%s</script>
 """
 
 
