@@ -2253,8 +2253,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 # ------------------------------------------------------------------------------------------------ page
 
 PAGE_STYLE = """\
-:root { color-scheme: light dark; --bg: #f4f6f4; --panel: #fff; --ink: #1b2320; --soft: #57635e; --line: #dde3df;
-  --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
+:root { color-scheme: light dark; --bg: #f4f6f4; --panel: #fff; --ink: #1b2320; --soft: #57635e;
+  --line: #dde3df; --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
 @media (prefers-color-scheme: dark) { :root { --bg: #111514; --panel: #191f1d; --ink: #e3e9e6; --soft: #9daaa4;
   --line: #2c3532; --edge: #72817a; --accent: #62cbb0; --on: #08251e; --run: #e6b450; --bad: #ff9186; --mark: #1d322c }}
 * { box-sizing: border-box; margin: 0; } [hidden], p:empty { display: none !important; }
@@ -2346,8 +2346,7 @@ function update(job) {
   $("state").className = kind; $("stop").disabled = over && !job.held; $("input").hidden = over || !job.tty;
 }
 async function choose(id) {                 // null for none
-  following.abort(); following = new AbortController(); chosen = id; size = 0;
-  const {signal} = following;
+  following.abort(); const {signal} = following = new AbortController(); chosen = id; size = 0;
   for (const name of ["output", "script", "trouble"]) put($(name), "");
   for (const [each, button] of rows) button.setAttribute("aria-current", each === id);
   if (id === null && $("job").contains(document.activeElement)) $("editor").focus();
@@ -2357,7 +2356,8 @@ async function choose(id) {                 // null for none
   try {
     const response = await api(`jobs/${id}?fields=args,cwd,timeout,out_bytes,err_bytes,dropped`, {signal});
     Object.assign(settings, (await response.json()).jobs[0]);
-    const {out_bytes: out, err_bytes: err, dropped} = settings, large = out + err > LIMIT; $("cut").hidden = !large && !dropped;
+    const {out_bytes: out, err_bytes: err, dropped} = settings, large = out + err > LIMIT;
+    $("cut").hidden = !large && !dropped;
     const both = [["out", out], ["err", err]].map(([name, bytes]) =>
       follow(id, name, large ? Math.max(0, bytes - LIMIT / 2) : 0, signal));
     put($("script"), (await (await api(`jobs/${id}/script`, {signal})).text()).slice(0, LIMIT));
@@ -2428,8 +2428,8 @@ document.onvisibilitychange = poll; if (secret) poll(); else enter(false);
 """
 
 PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>rtot</title><style>%s</style><header class="row"><h1>rtot</h1><span id="host" class="soft"></span>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>rtot</title>
+<style>%s</style><header class="row"><h1>rtot</h1><span id="host" class="soft"></span>
 <span id="status" class="running" role="status"></span><button id="forget" hidden>Forget secret</button></header>
 <main><form id="sign-in" class="panel stack" hidden><label for="secret">The secret of this server</label>
   <input id="secret" type="password" required autocomplete="current-password">
