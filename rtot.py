@@ -2257,16 +2257,16 @@ PAGE_STYLE = """\
   --line: #dde3df; --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
 @media (prefers-color-scheme: dark) { :root { --bg: #111514; --panel: #191f1d; --ink: #e3e9e6; --soft: #9daaa4;
   --line: #2c3532; --edge: #72817a; --accent: #62cbb0; --on: #08251e; --run: #e6b450; --bad: #ff9186; --mark: #1d322c }}
-* { box-sizing: border-box; margin: 0; } [hidden], p:empty { display: none !important; }
+* { box-sizing: border-box; margin: 0; accent-color: var(--accent); } [hidden], p:empty { display: none !important; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); overflow-wrap: anywhere; }
-h1, h2 { font-size: 1.125rem; } .soft, .stack .stack label, summary { color: var(--soft); font-size: .875rem; }
+h1, h2 { font-size: 1.1rem; } .soft, details label, summary, :empty::before { color: var(--soft); font-size: .875rem; }
 .failed, .err { color: var(--bad); } .running { color: var(--run); } h1, .done { color: var(--accent); }
 .row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } #status, #line { flex: 1; }
 .stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
 .panel { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; }
 header { padding: .625rem 1rem; } #work { padding: 0 1rem 1rem; gap: 1rem; }
 #sign-in { width: calc(100% - 2rem); max-width: 24rem; margin: 12vh auto 2rem; } #trouble { position: sticky; top: 0; }
-button, input, textarea { font: inherit; color: inherit; border: 1px solid var(--edge); border-radius: 5px; }
+button, input, textarea { font: inherit; color: var(--ink); border: 1px solid var(--edge); border-radius: 5px; }
 button { background: var(--panel); padding: .25rem .75rem; } button:hover:enabled { background: var(--mark); }
 button.main { background: var(--accent) !important; color: var(--on); font-weight: 600; border-color: var(--accent); }
 :disabled { color: var(--soft); border-color: var(--line); } #list { list-style: none; padding: 0; }
@@ -2275,11 +2275,11 @@ input, textarea { background: var(--bg); padding: .25rem .5rem; min-width: 0; wi
 textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 #list button { display: grid; grid-template-columns: auto 1fr fit-content(10rem); gap: 0 .625rem; align-items: baseline;
   width: 100%; padding: .375rem .5rem; text-align: left; border: 0; border-left: 3px solid transparent; }
-#list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list .wide { grid-column: 2; }
-#list [aria-current=true] { background: var(--mark); border-color: var(--accent); }
+#list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list .wide { grid-column: 2 / 4; }
+#list [aria-current=true] { background: var(--mark); border-color: var(--accent); } textarea { vertical-align: top; }
 pre, #output { white-space: pre-wrap; overflow: auto; max-height: 12rem; padding: .5rem 0; }
 #output { max-height: 70vh; min-height: 8rem; background: var(--bg); border-radius: 5px; }
-#output div, #output:empty::before { content: "No output"; padding: 0 .75rem; border-left: 3px solid transparent; }
+#output div, :is(#output, #list):empty::before { content: "Nothing yet"; padding: 0 1em; border-left: solid #0000; }
 #output .err { border-color: var(--bad); } #output .err::before { content: "stderr"; float: right; font-size: .9em; }
 @media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); }
   #trouble { grid-column: 1 / 3; } #right { position: sticky; top: 1rem; align-self: start; }}
@@ -2294,7 +2294,7 @@ let secret = sessionStorage.getItem("rtot-secret") || "", following = new AbortC
 let polling = false, changes = 0, timer, now, chosen = null, settings = {}, size = 0;
 const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };    // keeps a selection
 const words = error => error.status ? error.message : "The server cannot be reached";
-const span = s => s < 99 ? +s.toFixed(s < 9) + " s" : s < 6e3 ? (s / 60 | 0) + " min" : (s / 3600 | 0) + " h";
+const span = s => s < 99 ? +s.toFixed(1) + " s" : s < 6e3 ? (s / 60 | 0) + " min" : (s / 3600 | 0) + " h";
 async function api(path, options = {}) {    // throws the server's message with its status, or what fetch throws
   const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
   const response = await fetch(path, {...options, headers: {"Rtot-Secret": text, ...options.headers}});
@@ -2322,7 +2322,7 @@ async function poll() {
 }
 function show(jobs) {
   const newest = jobs.slice(-SHOWN), ids = new Set(newest.map(job => job.id)), first = $("work").hidden;
-  enter(true); $("empty").hidden = jobs.length > 0; $("more").hidden = jobs.length <= SHOWN;
+  enter(true); $("more").hidden = jobs.length <= SHOWN;
   for (const [id, button] of rows) if (!ids.has(id) && rows.delete(id)) {
     button.parentNode.remove();
     if (id === chosen && jobs.length <= SHOWN) choose(null);    // else it may be there, but older
@@ -2335,7 +2335,7 @@ function show(jobs) {
 function update(job) {
   if (!rows.has(job.id)) $("list").prepend($("row").content.cloneNode(true));
   const button = rows.get(job.id) || $("list").querySelector("button"), over = job.state === "complete";
-  const age = span(Math.max(0, now - Date.parse(job.create.slice(0, 19) + "Z")) / 1000) + " ago";
+  const age = span(Math.max(0, now - Date.parse(job.create.slice(0, 19).replace(" ", "T") + "Z")) / 1000) + " ago";
   rows.set(job.id, Object.assign(button, {job, onclick: () => choose(job.id)}));
   const word = (job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state)) + (job.held ? ", held" : "");
   const more = [job.label, age, over && "took " + span(job.duration)].filter(Boolean).join(" \u00b7 ");
@@ -2412,7 +2412,8 @@ on("input", "submit", () => api(`jobs/${chosen}/stdin`, {method: "POST", body: $
   .then(() => $("input").reset()));
 on("sign-in", "submit", async () => { secret = $("secret").value; });
 on("forget", "click", async () => { enter(false); location.reload(); });
-$("editor").onkeydown = event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("go").click(); };
+$("editor").addEventListener("keydown", ({key, ctrlKey, metaKey, repeat}) =>
+  key === "Enter" && (ctrlKey || metaKey) && !repeat && $("go").click());
 $("list").onkeydown = event => {
   const item = event.target.parentNode[{ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling"}[event.key]];
   if (item) { event.preventDefault(); item.firstElementChild.focus(); }
@@ -2423,17 +2424,16 @@ ondrop = async event => {
   const [file] = event.dataTransfer.files;
   if (file) { event.preventDefault(); $("editor").value = await file.text(); }
 };
-document.title = "rtot on " + location.host; put($("host"), location.host);
-document.onvisibilitychange = poll; if (secret) poll(); else enter(false);
+put($("host"), location.host); document.title += " on " + location.host; document.onvisibilitychange = poll;
+if (secret) poll(); else enter(false);
 """
 
 PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>rtot</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>rtot</title>
 <style>%s</style><header class="row"><h1>rtot</h1><span id="host" class="soft"></span>
 <span id="status" class="running" role="status"></span><button id="forget" hidden>Forget secret</button></header>
 <main><form id="sign-in" class="panel stack" hidden><label for="secret">The secret of this server</label>
-  <input id="secret" type="password" required autocomplete="current-password">
-  <p id="wrong" class="failed" role="alert"></p>
+  <input id="secret" type="password" required autocomplete="current-password"><p id="wrong" class="failed" role="alert">
   <div class="row"><button class="main">Sign in</button><span class="soft">Kept in this tab alone</span></div></form>
 <div id="work" class="stack" hidden><p id="trouble" class="panel failed" role="alert"></p><div class="stack">
   <form id="run" class="panel stack" autocomplete="off"><h2><label for="editor">Script</label></h2>
@@ -2444,10 +2444,10 @@ PAGE = """<!DOCTYPE html>
       <div class="row"><label><input id="tty" type="checkbox"> Terminal of</label><label><input id="rows" size="3"
         value="24"> rows</label><label><input id="cols" size="3" value="80"> columns</label></div></div></details>
     <div class="row"><button id="go" class="main">Run</button><span class="soft">Ctrl+Enter, or drop a file</span></div>
-  </form><section class="panel stack" aria-labelledby="jobs"><h2 id="jobs">Jobs</h2><p id="empty" class="soft">None</p>
+  </form><section class="panel stack" aria-labelledby="jobs"><h2 id="jobs">Jobs</h2>
     <ul id="list"></ul><p id="more" class="soft" hidden>Only the newest 100 are listed.</p><template id="row"><li>
     <button tabindex="-1"><span></span><code></code><span></span><span class="soft wide"></span></button></template>
-</section></div><section id="right" class="panel" aria-label="Chosen job"><p id="none" class="soft">No job is chosen</p>
+</section></div><section id="right" class="panel" aria-label="Chosen job"><p id="none" class="soft">No job chosen</p>
   <div id="job" class="stack" hidden><div class="row"><h2 id="title"></h2><span id="state" role="status"></span></div>
     <div class="row"><button id="stop">Stop</button><button id="again">Run again</button>
       <button id="save">Save output</button><button id="delete">Delete</button></div>
