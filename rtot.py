@@ -2470,7 +2470,8 @@ def page():
     # Trusted types: what a job prints can't become markup, not even by a mistake of the script.
     response.policy = ("default-src 'none'; script-src 'sha256-%s'; style-src 'sha256-%s'; connect-src 'self'; "
                        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-                       "require-trusted-types-for 'script'; trusted-types 'none'" % (source(PAGE_SCRIPT), source(PAGE_STYLE)))
+                       "require-trusted-types-for 'script'; trusted-types 'none'"
+                       % (source(PAGE_SCRIPT), source(PAGE_STYLE)))
     return response
 
 
