@@ -2278,7 +2278,7 @@ textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu S
 #list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list .wide { grid-column: 2 / 4; }
 #list [aria-current=true] { background: var(--mark); border-color: var(--accent); } textarea { vertical-align: top; }
 pre, #output { white-space: pre-wrap; overflow: auto; max-height: 12rem; padding: .5rem 0; }
-#output { max-height: 70vh; min-height: 8rem; background: var(--bg); border-radius: 5px; }
+#output { height: 70vh; max-height: none; background: var(--bg); border-radius: 5px; }
 #output div, :is(#output, #list):empty::before { content: "Nothing yet"; padding: 0 1em; border-left: solid #0000; }
 #output .err { border-color: var(--bad); } #output .err::before { content: "stderr"; float: right; font-size: .9em; }
 @media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); }
