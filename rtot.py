@@ -2252,6 +2252,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 # ------------------------------------------------------------------------------------------------ page
 
+# One file without resources, so that the hashes in its policy are all that may run.  It asks by relative URLs, since a
+# proxy may serve it under a prefix, and holds two streams at most: a browser has six connections to a host.
 PAGE_STYLE = """\
 :root { color-scheme: light dark; --bg: #f4f6f4; --panel: #fff; --ink: #1b2320; --soft: #57635e;
   --line: #dde3df; --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
