@@ -2412,22 +2412,212 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
 # ------------------------------------------------------------------------------------------------ page
 
-PAGE_STYLE = """
-body { font-family: sans-serif }
+# One file without resources, so that the hashes in its policy are all that may run.  It asks by relative URLs, since a
+# proxy may serve it under a prefix, and holds two streams at most: a browser has six connections to a host.
+PAGE_STYLE = """\
+:root { color-scheme: light dark; --bg: #f4f6f4; --panel: #fff; --ink: #1b2320; --soft: #57635e;
+  --line: #dde3df; --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
+@media (prefers-color-scheme: dark) { :root { --bg: #111514; --panel: #191f1d; --ink: #e3e9e6; --soft: #9daaa4;
+  --line: #2c3532; --edge: #72817a; --accent: #62cbb0; --on: #08251e; --run: #e6b450; --bad: #ff9186; --mark: #1d322c }}
+* { box-sizing: border-box; margin: 0; accent-color: var(--accent); } [hidden], p:empty { display: none !important; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); overflow-wrap: anywhere; }
+h1, h2 { font-size: 1.1rem; } .soft, details label, summary, :empty::before { color: var(--soft); font-size: .875rem; }
+.failed, .err { color: var(--bad); } .running { color: var(--run); } h1, .done { color: var(--accent); }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } #status, #line { flex: 1; }
+.stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
+.panel { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; }
+header { padding: .625rem 1rem; } #work { padding: 0 1rem 1rem; gap: 1rem; }
+#sign-in { width: calc(100% - 2rem); max-width: 24rem; margin: 12vh auto 2rem; } #trouble { position: sticky; top: 0; }
+button, input, textarea { font: inherit; color: var(--ink); border: 1px solid var(--edge); border-radius: 5px; }
+button { background: var(--panel); padding: .25rem .75rem; } button:hover:enabled { background: var(--mark); }
+button.main { background: var(--accent) !important; color: var(--on); font-weight: 600; border-color: var(--accent); }
+:disabled { color: var(--soft); border-color: var(--line); } #list { list-style: none; padding: 0; }
+input, textarea { background: var(--bg); padding: .25rem .5rem; min-width: 0; width: 100%; resize: vertical; }
+[type=checkbox], [size] { width: auto; } :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
+#list button { display: grid; grid-template-columns: auto 1fr fit-content(10rem); gap: 0 .625rem; align-items: baseline;
+  width: 100%; padding: .375rem .5rem; text-align: left; border: 0; border-left: 3px solid transparent; }
+#list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list .wide { grid-column: 2 / 4; }
+#list [aria-current=true] { background: var(--mark); border-color: var(--accent); } textarea { vertical-align: top; }
+pre, #output { white-space: pre-wrap; overflow: auto; max-height: 12rem; padding: .5rem 0; }
+#output { height: 70vh; max-height: none; background: var(--bg); border-radius: 5px; }
+#output div, :is(#output, #list):empty::before { content: "Nothing yet"; padding: 0 1em; border-left: solid #0000; }
+#output .err { border-color: var(--bad); } #output .err::before { content: "stderr"; float: right; font-size: .9em; }
+@media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); }
+  #trouble { grid-column: 1 / 3; } #right { position: sticky; top: 1rem; align-self: start; }}
 """
 
-PAGE_SCRIPT = """
-"use strict";
+PAGE_SCRIPT = r""""use strict";
+const LIMIT = 1 << 20, BLOCK = 1 << 14, SHOWN = 100, PERIOD = 1000;     // characters, and of a block; jobs; ms
+const FIELDS = "exit,timed_out,held,create,duration,label,line,tty";
+const ESCAPE = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^-~])/g;     // for terminals
+const $ = id => document.getElementById(id), rows = new Map();      // the list's buttons by the job's id
+let secret = sessionStorage.getItem("rtot-secret") || "", following = new AbortController();
+let polling = false, changes = 0, timer, now, chosen = null, settings = {}, size = 0;
+const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };    // keeps a selection
+const words = error => error.status ? error.message : "The server cannot be reached";
+const span = s => s < 99 ? +s.toFixed(1) + " s" : s < 6e3 ? (s / 60 | 0) + " min" : (s / 3600 | 0) + " h";
+async function api(path, options = {}) {    // throws the server's message with its status, or what fetch throws
+  const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
+  const response = await fetch(path, {...options, headers: {"Rtot-Secret": text, ...options.headers}});
+  if (response.ok) return response;
+  const {message} = await response.json().catch(() => ({})), {status} = response;
+  if (status === 401 && used === secret) enter(false, "That secret is wrong.");
+  throw Object.assign(new Error(message || "HTTP status " + status), {status});
+}
+function enter(known, why = "") {           // to the jobs, or to the question for the secret
+  if (!known) { following.abort(); secret = ""; }
+  sessionStorage.setItem("rtot-secret", secret); put($("wrong"), why); put($("status"), "");
+  $("sign-in").hidden = known; $("work").hidden = $("forget").hidden = !known;
+  if (known) $("secret").value = ""; else $("secret").select();
+}
+async function poll() {
+  if (polling || !secret || document.hidden) return;
+  const before = changes, abort = new AbortController(), limit = setTimeout(() => abort.abort(), 10 * PERIOD);
+  polling = true; clearTimeout(timer);
+  try {
+    const response = await api(`jobs?last=${SHOWN + 1}&fields=${FIELDS}`, {signal: abort.signal});
+    const {jobs} = await response.json(); now = Date.parse(response.headers.get("Date"));
+    if (secret && before === changes) show(jobs);       // else it is stale
+  } catch (error) { if (secret) put($("status"), words(error) + ", trying again"); }
+  polling = false; clearTimeout(limit); timer = setTimeout(poll, PERIOD);
+}
+function show(jobs) {
+  const newest = jobs.slice(-SHOWN), ids = new Set(newest.map(job => job.id)), first = $("work").hidden;
+  enter(true); $("more").hidden = jobs.length <= SHOWN;
+  for (const [id, button] of rows) if (!ids.has(id) && rows.delete(id)) {
+    button.parentNode.remove();
+    if (id === chosen && jobs.length <= SHOWN) choose(null);    // else it may be there, but older
+  }
+  newest.forEach(update);
+  if (newest.some(job => job.id === chosen && job.create !== settings.create)) choose(chosen);    // of a new server
+  if (rows.size && !$("list").querySelector("[tabindex='0']")) $("list").querySelector("button").tabIndex = 0;
+  if (first) chosen === null ? $("editor").focus() : choose(chosen);
+}
+function update(job) {
+  if (!rows.has(job.id)) $("list").prepend($("row").content.cloneNode(true));
+  const button = rows.get(job.id) || $("list").querySelector("button"), over = job.state === "complete";
+  const age = span(Math.max(0, now - Date.parse(job.create.slice(0, 19).replace(" ", "T") + "Z")) / 1000) + " ago";
+  rows.set(job.id, Object.assign(button, {job, onclick: () => choose(job.id)}));
+  const word = (job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state)) + (job.held ? ", held" : "");
+  const more = [job.label, age, over && "took " + span(job.duration)].filter(Boolean).join(" \u00b7 ");
+  [String(job.id), job.line, word, more].forEach((text, index) => put(button.children[index], text));
+  const kind = button.children[2].className = !over ? "running" : job.exit ? "failed" : "done";
+  if (job.id !== chosen) return;
+  put($("title"), "Job " + job.id + (job.label && ": " + job.label)); put($("state"), word);
+  $("state").className = kind; $("stop").disabled = over && !job.held; $("input").hidden = over || !job.tty;
+}
+async function choose(id) {                 // null for none
+  following.abort(); const {signal} = following = new AbortController(); chosen = id; size = 0;
+  for (const name of ["output", "script", "trouble"]) put($(name), "");
+  for (const [each, button] of rows) button.setAttribute("aria-current", each === id);
+  if (id === null && $("job").contains(document.activeElement)) $("editor").focus();
+  $("job").hidden = id === null; $("none").hidden = id !== null; $("cut").hidden = true;
+  if (id === null) return;
+  settings = rows.get(id).job; update(settings); if (innerWidth < 960) $("right").scrollIntoView();
+  try {
+    const response = await api(`jobs/${id}?fields=args,cwd,timeout,out_bytes,err_bytes,dropped`, {signal});
+    Object.assign(settings, (await response.json()).jobs[0]);
+    const {out_bytes: out, err_bytes: err, dropped} = settings, large = out + err > LIMIT;
+    $("cut").hidden = !large && !dropped;
+    const both = [["out", out], ["err", err]].map(([name, bytes]) =>
+      follow(id, name, large ? Math.max(0, bytes - LIMIT / 2) : 0, signal));
+    put($("script"), (await (await api(`jobs/${id}/script`, {signal})).text()).slice(0, LIMIT));
+    await Promise.all(both);
+  } catch (error) { if (!signal.aborted) put($("trouble"), words(error)); }
+}
+async function follow(id, name, offset, signal) {       // goes on at the byte where the connection broke
+  for (const decoder = new TextDecoder(); ; await new Promise(done => setTimeout(done, PERIOD))) try {
+    const response = await api(`jobs/${id}/${name}?follow`, {signal, headers: {Range: `bytes=${offset}-`}});
+    const reader = response.body.getReader();
+    offset = parseInt(response.headers.get("Content-Range").slice(6));      // more, if the server dropped some
+    for (let part; !(part = await reader.read()).done && !signal.aborted; offset += part.value.length)
+      print(name, decoder.decode(part.value, {stream: true}).replace(ESCAPE, "").replace(/\r+\n?/g, "\n"));
+    return;
+  } catch (error) { if (signal.aborted || error.status) throw error; }
+}
+function print(name, text) {
+  const output = $("output"), atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 8;
+  let last = output.lastChild; const data = last && last.className === name ? last.firstChild.data : null;
+  if (data === null || data.length > BLOCK && (data.endsWith("\n") || data.length > 4 * BLOCK))
+    output.append(last = Object.assign(document.createElement("div"), {className: name, textContent: text}));
+  else last.firstChild.appendData(text);
+  for (size += text.length; size > LIMIT && output.firstChild !== last; output.firstChild.remove()) {
+    size -= output.firstChild.textContent.length; $("cut").hidden = false;
+  }
+  if (atEnd) output.scrollTop = output.scrollHeight;
+}
+async function run(body, {args = [], cwd, label, timeout, tty}) {
+  const query = new URLSearchParams(args.map(arg => ["arg", arg]));
+  const options = {fields: FIELDS, cwd, label, timeout, tty: tty && 1, ...tty};
+  for (const name in options) if (options[name]) query.append(name, options[name]);
+  const [job] = (await (await api("jobs?" + query, {method: "POST", body})).json()).jobs;
+  update(job); choose(job.id);
+}
+const on = (id, event, work, busy) => $(id).addEventListener(event, async event => {    // two quick presses are one
+  event.preventDefault();
+  if (busy) return;
+  busy = true; put($("trouble"), "");
+  await work().catch(error => put($("trouble"), words(error)));
+  busy = false; changes += 1; poll();
+});
+on("run", "submit", async () => run($("editor").value, {label: $("label").value, timeout: $("timeout").value,
+  args: $("args").value ? $("args").value.replace(/\n$/, "").split("\n") : [],
+  tty: $("tty").checked && {rows: $("rows").value, cols: $("cols").value}}));
+on("again", "click", async () => run(await (await api(`jobs/${chosen}/script`)).blob(), settings));
+on("stop", "click", () => api(`jobs/${chosen}/kill`, {method: "POST"}));
+on("delete", "click", async () => ($("stop").disabled || confirm(`Stop job ${chosen} and forget it?`)) &&
+  api("jobs/" + chosen, {method: "DELETE"}));
+on("save", "click", async () => Object.assign(document.createElement("a"), {download: `job-${chosen}.log`,
+  href: URL.createObjectURL(await (await api(`jobs/${chosen}/log`)).blob())}).click());
+on("input", "submit", () => api(`jobs/${chosen}/stdin`, {method: "POST", body: $("line").value + "\n"})
+  .then(() => $("input").reset()));
+on("sign-in", "submit", async () => { secret = $("secret").value; });
+on("forget", "click", async () => { enter(false); location.reload(); });
+$("editor").addEventListener("keydown", ({key, ctrlKey, metaKey, repeat}) =>
+  key === "Enter" && (ctrlKey || metaKey) && !repeat && $("go").click());
+$("list").onkeydown = event => {
+  const item = event.target.parentNode[{ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling"}[event.key]];
+  if (item) { event.preventDefault(); item.firstElementChild.focus(); }
+};
+$("list").addEventListener("focusin", event => rows.forEach(row => { row.tabIndex = row === event.target ? 0 : -1; }));
+ondragover = event => event.preventDefault();
+ondrop = async event => {
+  const [file] = event.dataTransfer.files;
+  if (file) { event.preventDefault(); $("editor").value = await file.text(); }
+};
+put($("host"), location.host); document.title += " on " + location.host; document.onvisibilitychange = poll;
+if (secret) poll(); else enter(false);
 """
 
 PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<title>rtot</title>
-<style>%s</style>
-<body>
-<script>%s</script>
-</html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>rtot</title>
+<style>%s</style><header class="row"><h1>rtot</h1><span id="host" class="soft"></span>
+<span id="status" class="running" role="status"></span><button id="forget" hidden>Forget secret</button></header>
+<main><form id="sign-in" class="panel stack" hidden><label for="secret">The secret of this server</label>
+  <input id="secret" type="password" required autocomplete="current-password"><p id="wrong" class="failed" role="alert">
+  <div class="row"><button class="main">Sign in</button><span class="soft">Kept in this tab alone</span></div></form>
+<div id="work" class="stack" hidden><p id="trouble" class="panel failed" role="alert"></p><div class="stack">
+  <form id="run" class="panel stack" autocomplete="off"><h2><label for="editor">Script</label></h2>
+    <textarea id="editor" rows="7" required spellcheck="false" autocapitalize="off"></textarea>
+    <details><summary>Options</summary><div class="stack"><label>Label<input id="label"></label>
+      <label>Arguments, one a line<textarea id="args" rows="2"></textarea></label>
+      <label>Time limit in seconds<input id="timeout" inputmode="decimal"></label>
+      <div class="row"><label><input id="tty" type="checkbox"> Terminal of</label><label><input id="rows" size="3"
+        value="24"> rows</label><label><input id="cols" size="3" value="80"> columns</label></div></div></details>
+    <div class="row"><button id="go" class="main">Run</button><span class="soft">Ctrl+Enter, or drop a file</span></div>
+  </form><section class="panel stack" aria-labelledby="jobs"><h2 id="jobs">Jobs</h2>
+    <ul id="list"></ul><p id="more" class="soft" hidden>Only the newest 100 are listed.</p><template id="row"><li>
+    <button tabindex="-1"><span></span><code></code><span></span><span class="soft wide"></span></button></template>
+</section></div><section id="right" class="panel" aria-label="Chosen job"><p id="none" class="soft">No job chosen</p>
+  <div id="job" class="stack" hidden><div class="row"><h2 id="title"></h2><span id="state" role="status"></span></div>
+    <div class="row"><button id="stop">Stop</button><button id="again">Run again</button>
+      <button id="save">Save output</button><button id="delete">Delete</button></div>
+    <details><summary>Script</summary><pre id="script" tabindex="0"></pre></details>
+    <p id="cut" class="soft" hidden>Only the end of the output is here.</p>
+    <div id="output" role="log" aria-live="off" aria-label="Output" tabindex="0"></div>
+    <form id="input" class="row"><input id="line" aria-label="Standard input"><button>Send</button></form></div>
+</section></div></main><script>%s</script>
 """
 
 
