@@ -7,6 +7,7 @@ import threading
 import time
 
 import support
+import rtot
 from support import SECRET, Follower, ServerCase, split_answer, wait_until
 
 GO_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*[1-9])? \+0000 UTC$"
@@ -391,6 +392,16 @@ class FollowTest(ServerCase):
         self.assertEqual((status, headers["trailer"], headers["x-accel-buffering"]),
                          (200, "Rtot-Exit, Rtot-Dropped", "no"))
         self.assertEqual(body, b"7\r\nline 4\n\r\n0\r\nRtot-Exit: 3\r\nRtot-Dropped: 0\r\n\r\n")
+
+    def test_each_line_comes_to_a_crowd_as_it_is_printed(self):
+        number = self.server.start("while read line; do echo $line; done", "stdin")
+        followers = [Follower(self.server, "/jobs/%d/out?follow" % number) for _ in range(rtot.CROWD + 5)]
+        for index in range(3):
+            self.server.post("/jobs/%d/stdin" % number, "line %d\n" % index)
+            wait_until(lambda: all(follower.data.endswith(b"line %d\n" % index) for follower in followers))
+        self.server.post("/jobs/%d/stdin?eof" % number)
+        for follower in followers:
+            self.assertEqual(follower.finish(), b"line 0\nline 1\nline 2\n")
 
     def test_http_1_0_gets_a_stream_to_the_end_of_the_connection(self):
         number = self.server.start("echo a; sleep 0.1; echo b")
