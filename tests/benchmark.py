@@ -9,7 +9,7 @@ A round measures rtot and its reference one right after the other, in turned ord
 with other things to do is slow for both; the ratio is that of a round, and the table has the median and the
 extremes.  The load comes from one process of its own, made of the C below where there is a compiler: on a small
 machine a client takes the CPU from the server.  So does the bare loop, which spawns the same script, reads
-its pipes and does nothing else.  Without a compiler both are Python.  `webhook`, a server written in Go that runs
+its pipes and does nothing else.  Without a compiler (or with CC=none) both are Python.  `webhook`, a server written in Go that runs
 a script for a request, is measured on the same script if it is installed.
 
 It exits with 0 when every target was met, with 1 when one was missed or could not be measured.
@@ -699,12 +699,12 @@ class Server:
         return self.request("POST", "/jobs?" + query, script)["jobs"][0]
 
     def memory(self, name="VmRSS", file="status"):
-        """Return a figure of the kernel's, in bytes."""
-        with open("/proc/%d/%s" % (self.process.pid, file)) as lines:
+        """Return a figure of proc(5), in bytes; 0 if the kernel does not have it."""
+        with contextlib.suppress(OSError), open("/proc/%d/%s" % (self.process.pid, file)) as lines:
             for line in lines:
                 if line.startswith(name + ":"):
                     return int(line.split()[1]) * 1024
-        raise Wrong("no %s in /proc" % name)
+        return 0
 
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -770,7 +770,7 @@ class Bench:
 
     def compile(self):
         """Return the command that is the C above, None without a compiler."""
-        compiler, target = shutil.which("cc"), os.path.join(self.directory, "helper")
+        compiler, target = shutil.which(os.environ.get("CC", "cc")), os.path.join(self.directory, "helper")
         if not compiler or subprocess.call([compiler, "-O2", "-w", "-o", target, self.write("helper.c", C_SOURCE)]):
             return None
         return [target]
@@ -930,18 +930,28 @@ def start(bench):
 
 
 def idle_memory(bench):
+    """The ratio is that of the resident memory; the share of it that is the process's own (PSS) is shown too."""
+    shares = {}
+
+    def memory(server, name, seconds):
+        time.sleep(seconds)
+        shares[name] = server.memory("Pss", "smaps_rollup")
+        size = server.memory()
+        check(size, "/proc does not tell the memory of a process")
+        return size
+
     def ours():
         with bench.rtot() as server:
-            time.sleep(1.0)
-            return server.memory()
+            return memory(server, "ours", 1.0)
 
     def theirs():
         with bench.serve(bench.python, "-c", "import time; time.sleep(9)", port=0) as other:
-            time.sleep(0.3)
-            return other.memory()
+            return memory(other, "theirs", 0.3)
 
     left, right = bench.in_turn(ours, theirs, 3)
-    return median_of(left, right, [one / other for one, other in zip(left, right)], mebibytes)
+    result = median_of(left, right, [one / other for one, other in zip(left, right)], lambda value: "%.1f" % (value / 2 ** 20))
+    return result._replace(ours="%s (%.1f) MiB" % (result.ours, shares["ours"] / 2 ** 20),
+                           theirs="%s (%.1f) MiB" % (result.theirs, shares["theirs"] / 2 ** 20))
 
 
 def job_memory(bench):
@@ -952,8 +962,9 @@ def job_memory(bench):
         for _ in range(5):
             bench.run_jobs(server, bench.held // 5)
             marks.append(server.memory())
+    check(all(marks), "/proc does not tell the memory of a process")
     growth = [(after - before) / (bench.held // 5) / 1024 for before, after in zip(marks, marks[1:])]
-    return Result(mebibytes(marks[0]) + " at first", mebibytes(marks[-1]) + " then", statistics.mean(growth), min(growth),
+    return Result(mebibytes(marks[-1]), mebibytes(marks[0]) + " before them", statistics.mean(growth), min(growth),
                   max(growth))
 
 
@@ -992,7 +1003,7 @@ ROWS = (
     Row("held", "jobs/s, 10,000 complete held", "none held", beside_others(fill_complete), True, 0.9, ""),
     Row("sleeping", "jobs/s, 1,000 sleeping", "none sleeping", beside_others(fill_sleeping), True, 0.9, ""),
     Row("start", "exec to the first /ping", "python3 -c pass", start, False, 2.5, ""),
-    Row("idle", "memory when idle", "interpreter", idle_memory, False, 1.7, ""),
+    Row("idle", "memory when idle, RSS (PSS)", "interpreter", idle_memory, False, 1.7, ""),
     Row("job-memory", "memory per complete job", "", job_memory, False, 2.0, " KiB"),
     Row("followers", "500 followers, 100 lines/s: p99", "", followers, False, 100.0, " ms"),
 )
