@@ -843,8 +843,7 @@ class Workspace:
         import tempfile
         try:
             found = [entry.path for entry in os.scandir(tempfile.gettempdir())
-                     if entry.name.startswith(self.PREFIX) and entry.is_dir(follow_symlinks=False)
-                     and entry.stat(follow_symlinks=False).st_uid == os.geteuid()]
+                     if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
         except OSError:                     # no temporary directory: nothing to sweep
             return
         for path in found:
@@ -859,6 +858,16 @@ class Workspace:
                 pass
             finally:
                 os.close(fd)
+
+    @staticmethod
+    def _is_ours(entry):
+        """Can a server of our user have made it?  Then it is 0700, and its files have numbers for names."""
+        try:
+            status = entry.stat(follow_symlinks=False)
+            return (status.st_uid == os.geteuid() and status.st_mode == stat.S_IFDIR | 0o700
+                    and all(name.isdigit() for name in os.listdir(entry.path)))
+        except OSError:                     # gone meanwhile
+            return False
 
     def _make(self):
         """Make the directory and lock it; again, if a sweeper came between the two."""
@@ -1741,10 +1750,16 @@ class Request:
 
     def parameters(self):
         """Return the (name, value) pairs of the query: names as text, values as bytes."""
-        from urllib.parse import unquote_plus       # parse_qsl parts at ";" too, before 3.6.14 and 3.9.2
-        pairs = [pair.partition("=") for pair in self.query.decode("latin-1").split("&") if pair]
-        return [(readable(unquote_plus(name, "latin-1").encode("latin-1")),
-                 unquote_plus(value, "latin-1").encode("latin-1")) for name, _, value in pairs]
+        pairs = (pair.partition(b"=") for pair in self.query.split(b"&") if pair)
+        return [(readable(unquoted(name)), unquoted(value)) for name, _, value in pairs]
+
+
+def unquoted(data):
+    """Return a part of a query as the bytes that it stands for."""
+    if b"%" not in data and b"+" not in data:
+        return data
+    from urllib.parse import unquote_to_bytes       # parse_qsl parts at ";" too, before 3.6.14 and 3.9.2
+    return unquote_to_bytes(data.replace(b"+", b" "))
 
 
 def gather(pieces):
@@ -2776,7 +2791,7 @@ class Parameters:
 
     def options(self):
         """Return the Options of a new job."""
-        if not self._values:
+        if self._values.keys() <= {"wait", "follow", "fields"}:
             return PLAIN
         env = [value.partition(b"=") for value in self.all("env")]
         for name, equals, _ in env:

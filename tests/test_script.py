@@ -102,17 +102,23 @@ class WorkspaceTest(unittest.TestCase):
     def test_sweeps_the_directory_of_a_server_that_was_killed_and_no_other(self):
         living = self.workspace()
         kept = living.write(b"kept")
-        stale = os.path.join(self.tmp.name, "rtot-stale")
-        os.mkdir(stale, 0o700)
-        with open(os.path.join(stale, "1"), "w"):
-            pass
-        other = os.path.join(self.tmp.name, "other")
-        os.mkdir(other)
-        os.symlink(other, os.path.join(self.tmp.name, "rtot-link"))
+        stale = self.directory("rtot-stale_01", "1", "22")
+        others = [self.directory("other", "1"), self.directory("rtot-notes", "1"),
+                  self.directory("rtot-notes_01", "1", "important"), self.directory("rtot-shared01", "1", mode=0o755)]
+        os.symlink(others[0], os.path.join(self.tmp.name, "rtot-link_001"))
         self.workspace().sweep()
         self.assertFalse(os.path.exists(stale))
         self.assertTrue(os.path.exists(kept.path))
-        self.assertTrue(os.path.isdir(other))
+        for other in others:
+            self.assertTrue(os.path.exists(os.path.join(other, "1")), other)
+
+    def directory(self, name, *files, mode=0o700):
+        path = os.path.join(self.tmp.name, name)
+        os.mkdir(path, mode)
+        for file in files:
+            with open(os.path.join(path, file), "w"):
+                pass
+        return path
 
     def test_makes_another_directory_when_a_sweeper_was_quicker_than_its_lock(self):
         made, real = [], tempfile.mkdtemp
