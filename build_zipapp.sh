@@ -15,7 +15,7 @@ trap 'rm -rf "$stage"' EXIT
 # As __main__, so that its sys.exit gives the exit code: the -m module:function of zipapp drops what
 # the function returns.
 cp "$(dirname "$0")/rtot.py" "$stage/__main__.py"
-"$python" -X no_debug_ranges - "$stage" <<'END'
+PYTHONHASHSEED=0 "$python" -X no_debug_ranges - "$stage" <<'END'
 import os
 import py_compile
 import sys

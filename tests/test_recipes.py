@@ -23,7 +23,9 @@ HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SFTP_SERVERS = ("/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server")
 
+# With this SHLVL bash does not take sshd for its parent, and leaves the ~/.bashrc of whoever runs the tests alone.
 SSHD_CONFIG = """\
+SetEnv SHLVL=2
 Port %(ssh_port)d
 ListenAddress 127.0.0.1
 ListenAddress 127.0.0.2
