@@ -44,6 +44,7 @@ MIB = 1 << 20
 
 # Running.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
+MANY_ENDING = 100       # processes without output, of which it does not pay to ask each
 REAP_AFTER = 0.02       # s after which all children are asked whether they have ended
 LOOK_AFTER = 0.1        # s after which a group is looked for that has nobody left to be killed
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
@@ -1499,7 +1500,8 @@ class Runner:
         To ask for any, the kernel goes through all: 10 us with 1,000 that sleep, and a tenth of the jobs per second.
         Signals that come together are one, so all are asked nevertheless, but once for many.
         """
-        found = [(process, info) for process in self._ending for info in (self._ended(os.P_PID, process.pid),) if info]
+        asked = self._ending if len(self._ending) < MANY_ENDING else ()     # not those who live on without output
+        found = [(process, info) for process in asked for info in (self._ended(os.P_PID, process.pid),) if info]
         for process, info in found:
             self._exited(process, info)
         if not found:
@@ -1841,11 +1843,12 @@ class Wire:
             connection.settimeout(None)
 
     def _wait_for(self, option, seconds):
+        seconds = max(seconds, 0.001)       # 0 is for ever
         if self._tls:
             self.connection.settimeout(seconds)
         elif self._times.get(option) != seconds:
             self._times[option] = seconds
-            whole, part = divmod(max(seconds, 0.001), 1)        # 0 is for ever
+            whole, part = divmod(seconds, 1)
             timeval = (int(whole), int(part * 1e6))             # two longs; struct takes 0.2 ms to import
             self.connection.setsockopt(socket.SOL_SOCKET, option,
                                        b"".join(number.to_bytes(LONG, sys.byteorder) for number in timeval))

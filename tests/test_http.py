@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import unittest
 
 import support
 from support import SECRET, ServerCase, split_answer, wait_until
@@ -283,6 +284,16 @@ class ConnectionTest(HttpCase):
             connection.close()
         wait_until(lambda: self.server.threads() == 2, "the end of the connections' threads")
         self.assertEqual(self.server.get("/ping").status, 200)
+
+
+class WireTest(unittest.TestCase):
+
+    def test_time_that_is_up_is_a_timeout(self):
+        limits = rtot.Limits(1, 1, 1, 1, 256)
+        for tls in (False, True):
+            ours, theirs = socket.socketpair()
+            with contextlib.closing(ours), contextlib.closing(theirs):
+                self.assertRaises(socket.timeout, rtot.Wire(ours, limits, tls).receive, -0.5)
 
 
 class CapTest(HttpCase):

@@ -7,6 +7,7 @@ import time
 import unittest
 
 import support
+import rtot
 from support import ServerCase, is_alive, need, wait_until
 
 
@@ -144,6 +145,12 @@ class CaptureTest(ServerCase):
     def test_output_that_comes_after_the_exit_is_waited_for(self):
         job = self.server.run("(sleep 0.2; echo late) & echo early")
         self.assertEqual((job["out"], job["held"]), ("early\nlate\n", False))
+
+    def test_many_that_close_their_output_and_live_on_are_complete_when_they_end(self):
+        numbers = [self.server.start("exec >&- 2>&-; sleep 1; exit 7") for _ in range(rtot.MANY_ENDING + 10)]
+        self.assertEqual(self.server.run("exit 3")["exit_code"], 3)
+        for number in numbers:
+            self.assertEqual(self.server.get("/jobs/%d/exit?wait" % number).body, b"7\n")
 
     def test_an_exit_that_comes_after_the_output_is_waited_for(self):
         job = self.server.run("exec >&- 2>&-; sleep 0.3; exit 7")
