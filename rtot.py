@@ -48,9 +48,9 @@ MANY_ENDING = 100       # processes without output, of which it does not pay to 
 REAP_AFTER = 0.02       # s after which all children are asked whether they have ended
 LOOK_AFTER = 0.1        # s after which a group is looked for that has nobody left to be killed
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
-READ_SIZE = 1 << 16     # bytes, what a pipe holds (pipe(7)), and
-WIDE_READ_SIZE = 1 << 18    # of one that was found full, and then holds
-WIDE_PIPE = 1 << 20     # bytes, the most without privileges: 0.9 GB/s became 2.6
+READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7)); and
+WIDE_READ_SIZE = 1 << 18    # from a pipe that was found full, which is made to hold
+WIDE_PIPE = 1 << 20     # bytes, the most without privileges: 2.6 GB/s rather than 0.9
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
 RESERVED = 24           # descriptors, of many, that jobs leave to connections, and
 SPARE = 8               # that connections leave to scripts and modules
@@ -78,9 +78,9 @@ LINGER = 2.0            # s, and
 LINGER_BYTES = 16 * MIB  # bytes of an unread body that are thrown away so that its sender sees the answer
 LONGEST_LINE = 4000     # characters of a line of the log: what a pipe takes at once, PIPE_BUF of pipe(7)
 SLICE = 1 << 16         # bytes of an answer that are in hand at a time
-SWEEP_AFTER = 0.5       # s after the start, of which what it imports would take 8 ms
-CROWD = 100             # followers of a job, from which on they are not told of each line at once, but
-CROWD_PACE = 40e-6      # s later for each: 500 at 100 lines/s were told of all, and so of many late (p99 140 ms)
+SWEEP_AFTER = 0.5       # s after the start, which would wait 8 ms for what the sweep imports
+CROWD = 100             # followers of a job, from which on they are told of output with a delay, of
+CROWD_PACE = 40e-6      # s for each of them: told of each line at once, 500 get 100 a second late (p99 140 ms)
 TICK = 1.0              # s after which one who waits looks whether its client is still there
 
 # time.time_ns came with 3.7.
@@ -103,7 +103,7 @@ class Error(Exception):
     def __init__(self, message, error=None, headers=(), extra=None):
         super().__init__(message)
         self.message = message
-        self.error = error or self.error
+        self.error = error or self.error or REASONS[self.status].lower()
         self.headers = list(headers)
         self.extra = extra or {}
 
@@ -952,15 +952,15 @@ class Workspace:
 class Reply:
     """The loop's answer to a thread that asked it for something: given once, a value or an Error."""
 
-    __slots__ = ("_lock", "_value", "_error")
+    __slots__ = ("_lock", "_error")
 
     def __init__(self):
         self._lock = threading.Lock()
         self._lock.acquire()
-        self._value = self._error = None
+        self._error = None
 
-    def give(self, value=None, error=None):
-        self._value, self._error = value, error
+    def give(self, error=None):
+        self._error = error
         self._lock.release()
 
     def wait(self, timeout):
@@ -973,7 +973,6 @@ class Reply:
     def result(self):
         if self._error:
             raise self._error
-        return self._value
 
 
 class Process:
@@ -1063,7 +1062,7 @@ class Runner:
 
     def kill(self, job, signum, grace):
         """Send `signum` to the job's process group, and SIGKILL `grace` seconds later if that is not None."""
-        self._ask(self._kill, job, signum, grace).result()
+        self._ask(self._kill, job, signum, grace)
 
     def feed(self, job, data, eof):
         """Have `data` written to the job's standard input, which is closed after it if `eof`; a Reply."""
@@ -1073,7 +1072,7 @@ class Runner:
 
     def resize(self, job, terminal):
         """Give the job's terminal another size."""
-        self._ask(self._resize, job, terminal).result()
+        self._ask(self._resize, job, terminal)
 
     def forget(self, jobs):
         """Stop those of the jobs that are not complete, and keep the output of none."""
@@ -1088,14 +1087,14 @@ class Runner:
 
         def answer():
             try:
-                value = function(*args)
+                function(*args)
             except Exception as error:      # whoever asked has it raised
-                reply.give(error=error)
+                reply.give(error)
             else:
-                reply.give(value)
+                reply.give()
         self._call(answer)
         reply.wait(-1)
-        return reply
+        reply.result()
 
     def _call(self, function, *args):
         self._calls.append((function, args))
@@ -1114,10 +1113,6 @@ class Runner:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         for number in ends_us:
             signal.signal(number, lambda number, frame: self.stop())
-
-    def later(self, delay, function):
-        """Call the function in `delay` seconds."""
-        self._after(delay, lambda _: function(), None)
 
     def run(self):
         """Run jobs until stopped."""
@@ -1140,7 +1135,7 @@ class Runner:
             signal.set_wakeup_fd(-1)
 
     def _finished(self):
-        # Not for ever: what sleeps uninterruptibly, or runs as another user, may not end.
+        # It does not wait for ever: what sleeps uninterruptibly, or runs as another user, may not end.
         return self.stopping and not self._calls and (not self._processes or time.monotonic() > self._stop_by)
 
     def _woken(self):
@@ -1152,8 +1147,8 @@ class Runner:
             function, args = self._calls.popleft()
             function(*args)
 
-    def _after(self, delay, function, process):
-        """Call function(process) in `delay` seconds; return the timer, which is off when its function is None."""
+    def after(self, delay, function, process=None):
+        """Call function(process), or function(), in `delay` seconds; return the timer: off when its function is None."""
         self._timer_count += 1
         timer = [time.monotonic() + delay, self._timer_count, function, process]
         bisect.insort(self._timers, timer)     # a list: 10,000 of them move in 2 us
@@ -1169,7 +1164,7 @@ class Runner:
             if process:
                 process.timers.remove(timer)
             if function:
-                function(process)
+                function(process) if process else function()
 
     # Starting.
 
@@ -1220,7 +1215,7 @@ class Runner:
                 process.pipes[mine[name]] = stream
                 self._selector.register(mine[name], selectors.EVENT_READ, (self._read, process))
         if job.options.timeout is not None:
-            self._after(job.options.timeout, self._time_out, process)
+            self.after(job.options.timeout, self._time_out, process)
 
     def _command(self, process):
         """Return (executable, argv): [interpreter, argument, script, ...], so that the script itself is not executed.
@@ -1311,9 +1306,7 @@ class Runner:
     def _not_started(self, process, error):
         """Complete a job whose script could not be started, with what Go's os/exec would say."""
         job = process.job
-        hint = explain_shebang(job.script)
-        if hint:
-            self._captured(process, ERR, hint)
+        self._explain(process)
         process.script.close()
         cwd = job.options.cwd
         if cwd is not None and error.filename == cwd:
@@ -1326,6 +1319,11 @@ class Runner:
         reason = os.strerror(error.errno).lower()
         self._complete(job, "%s: %s" % (what, reason), 127 if error.errno == errno.ENOENT else 126)
 
+    def _explain(self, process):
+        hint = explain_shebang(process.job.script)
+        if hint:
+            self._captured(process, ERR, hint)
+
     # Output.
 
     def _read(self, process, fd):
@@ -1334,7 +1332,7 @@ class Runner:
             return False
         output = process.job.output
         size = min(WIDE_READ_SIZE if fd in process.wide else READ_SIZE, output.limit)
-        if any(reader.awaited and reader.endangered(size) for reader in output.readers):
+        if any(reader.awaited and reader.endangered(size) for reader in tuple(output.readers)):   # others add to it
             self._hold_back(process, size)
             return False
         try:
@@ -1377,7 +1375,7 @@ class Runner:
         self._total += grown
         self._shed()
         if job.is_crowded() and not process.crowd:
-            process.crowd = self._after(CROWD_PACE * len(job.output.readers), self._tell_crowd, process)
+            process.crowd = self.after(CROWD_PACE * len(job.output.readers), self._tell_crowd, process)
 
     @staticmethod
     def _tell_crowd(process):
@@ -1417,7 +1415,7 @@ class Runner:
         process.paused = True
         for fd in process.pipes:
             self._selector.unregister(fd)
-        places = [(reader, reader.position) for reader in process.job.output.readers
+        places = [(reader, reader.position) for reader in tuple(process.job.output.readers)
                   if reader.awaited and reader.endangered(size)]
         until = time.monotonic() + PATIENCE
 
@@ -1425,7 +1423,7 @@ class Runner:
             late = [(reader, place) for reader, place in places if reader.endangered(size)
                     and reader in process.job.output.readers]
             if late and time.monotonic() < until:
-                self._after(0.002, look, process)
+                self.after(0.002, look, process)
                 return
             for reader, place in late:
                 if reader.position - place < PACE * PATIENCE:
@@ -1505,11 +1503,11 @@ class Runner:
         for process, info in found:
             self._exited(process, info)
         if not found:
-            self._reap_any(None)
+            self._reap_any()
         elif not self._reaping:
-            self._reaping = self._after(REAP_AFTER, self._reap_any, None)
+            self._reaping = self.after(REAP_AFTER, self._reap_any)
 
-    def _reap_any(self, _):
+    def _reap_any(self):
         """Ask for all who ended.  WNOWAIT leaves the zombie where it is."""
         self._reaping = None
         while True:
@@ -1549,19 +1547,18 @@ class Runner:
     def _exited(self, process, info):
         """The script has exited: take what it has printed, and wait for what its children may still print."""
         self._ending.discard(process)
-        number, job = info.si_status, process.job
+        number = info.si_status
         if info.si_code == os.CLD_EXITED:
             process.ended = ("exit status %d" % number if number else "", number)
-            hint = explain_shebang(job.script) if number in (126, 127) else b""
-            if hint:
-                self._captured(process, ERR, hint)
+            if number in (126, 127):
+                self._explain(process)
         else:
             dumped = " (core dumped)" if info.si_code == os.CLD_DUMPED else ""
             process.ended = ("signal: " + signal_words(number) + dumped, 128 + number)
         process.script.close()
         self._drain(process)
         if process.pipes:
-            self._after(HELD_AFTER, self._held, process)
+            self.after(HELD_AFTER, self._held, process)
         self._settle(process)
 
     def _drain(self, process):
@@ -1575,7 +1572,7 @@ class Runner:
         """Something that the script left in the background holds the output: the job is complete without it."""
         self._drain(process)
         if process.paused:
-            self._after(HELD_AFTER, self._held, process)
+            self.after(HELD_AFTER, self._held, process)
         elif process.pipes and not process.job.is_complete():
             self._finish(process, held=True)
 
@@ -1596,7 +1593,7 @@ class Runner:
         if process.killing:
             self._pinned.add(process)
             if not self._looking:
-                self._looking = self._after(LOOK_AFTER, self._look_at_groups, None)
+                self._looking = self.after(LOOK_AFTER, self._look_at_groups)
             return
         self._close_input(process)
         for timer in process.timers:
@@ -1604,7 +1601,7 @@ class Runner:
         os.waitpid(process.pid, 0)
         del self._processes[job.id], self._by_pid[process.pid]
 
-    def _look_at_groups(self, _):
+    def _look_at_groups(self):
         """Keep no zombie for a SIGKILL that nobody is left to get."""
         living = living_groups()
         pinned, self._pinned, self._looking = self._pinned, set(), None
@@ -1650,7 +1647,7 @@ class Runner:
         if not process.killing or process.killing[0] > time.monotonic() + grace:
             if process.killing:
                 process.killing[2] = None
-            process.killing = self._after(grace, self._end_now, process)
+            process.killing = self.after(grace, self._end_now, process)
         return permitted
 
     def _end_now(self, process):
@@ -1692,9 +1689,9 @@ class Runner:
             self._cancel(*self._waiting.popleft())
         for process in list(self._processes.values()):
             self._end(process)
-        self._sweep_groups(None)
+        self._sweep_groups()
 
-    def _sweep_groups(self, _):
+    def _sweep_groups(self):
         """While stopping: have done with those whose group is no more, and soon with all."""
         living = living_groups()
         for process in list(self._processes.values()):
@@ -1704,7 +1701,7 @@ class Runner:
                     self._close_pipe(process, fd)
                 self._end_now(process)
         if self._processes:
-            self._after(0.02, self._sweep_groups, None)
+            self.after(0.02, self._sweep_groups)
 
 
 # ------------------------------------------------------------------------------------------------ HTTP
@@ -1734,10 +1731,10 @@ class Request:
     `body` is read by whoever wants it; `check` raises ClientGone when the client has hung up.
     """
 
-    __slots__ = ("method", "target", "path", "query", "version", "headers", "body", "check")
+    __slots__ = ("method", "path", "query", "version", "headers", "body", "check")
 
     def __init__(self, method, target, version, headers):
-        self.method, self.target, self.version, self.headers = method, target, version, headers
+        self.method, self.version, self.headers = method, version, headers
         if target.startswith((b"http://", b"https://")):        # absolute-form, RFC 9112, 3.2.2
             target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
         path, _, query = target.partition(b"?")
@@ -2458,12 +2455,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Answer 503 if that takes no time: this is the one thread that accepts, so TLS would have to wait."""
         if self.tls:
             return
-        body = Response.of_error(Unavailable(why)).body
+        response = Response.of_error(Unavailable(why, headers=[("Retry-After", "1")]))
         request.settimeout(0)
         try:
-            request.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json; charset=utf-8\r\n"
-                         b"Rtot-Version: %b\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
-                         % (__version__.encode("ascii"), len(body), body))
+            request.send(Connection._head(None, response, keep=False, chunked=False) + response.body)
         except OSError:
             pass
 
@@ -2743,8 +2738,10 @@ class Parameters:
     def seconds(self, name, alone=None):
         """Return the seconds, or None where there is no such parameter; `alone` is what it means without a value."""
         value = self.text(name)
-        if value is None or (alone is not None and value in ("", "true")):
-            return None if value is None else alone
+        if value is None:
+            return None
+        if alone is not None and value in ("", "true"):
+            return alone
         if not re.fullmatch(r"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", value, re.ASCII):
             raise BadRequest("%s is a number of seconds, like 5 or 0.5, not %r" % (name, value))
         return float(value)
@@ -2808,7 +2805,7 @@ class Parameters:
             raise BadRequest("timeout is a number of seconds over 0")
         cwd = self.bytes("cwd")
         if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
-            raise BadRequest("cwd %r is no directory that can be entered" % readable(cwd))
+            raise BadRequest("cwd %r is no directory that can be entered; give an absolute path" % readable(cwd))
         tty = self.flag("tty")
         for name in ("rows", "cols"):
             if name in self and not tty:
@@ -2879,12 +2876,12 @@ class App:
 
     def _authorize(self, request):
         import hmac
-        given = request.headers.get(b"rtot-secret")
+        given, why = request.headers.get(b"rtot-secret"), "this is not the secret of this server"
         if given is None:
             scheme, _, value = request.headers.get(b"authorization", b"").partition(b" ")
             given = value.strip() if scheme.lower() in (b"rtot", b"bearer") else b""
         if not hmac.compare_digest(given, self.secret):
-            raise NotAuthorized("send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
+            raise NotAuthorized(why if given else "send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
                                 headers=[("WWW-Authenticate", 'Bearer realm="rtot"')])
 
     def _job(self, text):
@@ -3285,30 +3282,35 @@ class PidFile:
             pass
 
 
+def wrong(text, right):
+    """Return the error of an option's value: what was given, and what would be right."""
+    import argparse
+    return argparse.ArgumentTypeError("%r is no %s" % (text, right))
+
+
 def parse_size(text):
     """Return the bytes of 4096, 64K, 16M or 1G."""
     match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
     if not match or not int(match.group(1)):
-        raise ValueError(text)
+        raise wrong(text, "size, like 4096, 64K, 16M or 1G")
     return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()]
 
 
 def parse_count(text):
     if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
-        raise ValueError(text)
+        raise wrong(text, "count, like 0 or 8")
     return int(text)
 
 
 def parse_positive(text):
-    number = parse_count(text)
-    if not number:
-        raise ValueError(text)
-    return number
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII):
+        raise wrong(text, "whole number over 0")
+    return int(text)
 
 
 def parse_form(text):
     if text not in ("text", "json"):
-        raise ValueError(text)
+        raise wrong(text, "format: text or json")
     return text
 
 
@@ -3318,13 +3320,8 @@ def parse_address(text):
         return text[5:], None
     match = re.fullmatch(r"(\[[^][]+\]|[^:]*):([0-9]{1,5})", text, re.ASCII)
     if not match or int(match.group(2)) > 65535:
-        raise ValueError(text)
+        raise wrong(text, "address, like :8457, host:8457, [::1]:8457 or unix:/path")
     return match.group(1).strip("[]"), int(match.group(2))
-
-
-# What argparse calls them in "invalid size value".
-parse_size.__name__, parse_count.__name__, parse_address.__name__ = "size", "count", "address"
-parse_positive.__name__, parse_form.__name__ = "positive count", "text|json"
 
 
 def quarter_of_memory():
@@ -3362,7 +3359,7 @@ def parser():
     add("--pid-file", metavar="FILE", help="write the number of the process to FILE, and remove it at the end")
     add("--log-file", metavar="FILE", help="write the log to FILE; SIGHUP opens it anew")
     add("-f", "--log-format", type=parse_form, metavar="text|json", default=environ("RTOT_LOG_FORMAT", "text"),
-        help="of the log (default: text)")
+        help="write the log as text or as JSON (default: text)")
     add("--self-destruct", action="store_true", help="remove the file of rtot, too, when the server has ended")
     add("-v", "--version", action="version", version="rtot " + __version__)
     add_tls(result.add_argument_group("TLS").add_argument)
@@ -3381,11 +3378,12 @@ def add_limits(add):
         help="keep so much output of a job, the oldest is dropped (default: 64M)")
     add("--max-total", type=parse_size, metavar="SIZE", default=None,
         help="keep so much output of all jobs together (default: a quarter of the memory)")
-    add("--max-script", type=parse_size, metavar="SIZE", default=16 * MIB, help="of a script (default: 16M)")
+    add("--max-script", type=parse_size, metavar="SIZE", default=16 * MIB,
+        help="take scripts up to this size (default: 16M)")
     add("--keep", type=parse_count, metavar="N", default=0,
         help="keep so many complete jobs, the oldest are forgotten (default: 0, all)")
     add("--max-connections", type=parse_positive, metavar="N", default=1000,
-        help="serve so many at a time (default: 1000)")
+        help="serve so many connections at a time (default: 1000)")
     for name, default, what in (("--head-timeout", HEAD_TIMEOUT, "for the head of a request"),
                                 ("--body-timeout", BODY_TIMEOUT, "without a byte of a body"),
                                 ("--idle-timeout", IDLE_TIMEOUT, "between two requests of a connection")):
@@ -3501,7 +3499,7 @@ def serve(server, runner, workspace, ends_us):
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
-        runner.later(SWEEP_AFTER, workspace.sweep)
+        runner.after(SWEEP_AFTER, workspace.sweep)
         runner.run()
         server.connections.drain(DRAIN)
     finally:
@@ -3531,8 +3529,8 @@ def tls_context(args):
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(args.tls_client_ca)
     except ssl.SSLError as error:
-        raise CannotStart("cannot use %s: %s" % (" with ".join(filter(None, (
-            args.tls_cert, args.tls_key, args.tls_client_ca))), error)) from None
+        raise CannotStart("cannot use %s: %s; a certificate and its key are needed, both in PEM" % (" with ".join(
+            filter(None, (args.tls_cert, args.tls_key, args.tls_client_ca))), error)) from None
     except OSError as error:
         raise CannotStart("cannot read %s: %s" % (error.filename, error.strerror)) from None
     return context

@@ -32,6 +32,11 @@ class SecretTest(ServerCase):
                 self.assertIn("www-authenticate", answer.headers)
         self.assertEqual(self.server.get("/jobs").jobs, [])
 
+    def test_the_error_tells_a_wrong_one_from_none(self):
+        for headers, message in (({}, "send the secret in a header"), ({"Authorization": "Basic x"}, "send the secret"),
+                                 ({"Rtot-Secret": "wrong"}, "not the secret of this server")):
+            self.assertError(self.server.get("/jobs", headers=headers, secret=False), 401, message)
+
     def test_comes_in_any_of_three_headers(self):
         for headers in ({"Rtot-Secret": SECRET}, {"Authorization": "rtot " + SECRET}, {"authorization": "Bearer " + SECRET},
                         {"Authorization": "bearer  " + SECRET}):

@@ -57,12 +57,12 @@ class CliCase(unittest.TestCase):
 class OptionTest(CliCase):
 
     def test_bad_values_are_a_usage_error(self):
-        for options, message in ((["-a", "8457"], "--addr: invalid address value: '8457'"), (["-a", ":99999"], "invalid address"),
-                                 (["-a", "::1:80"], "invalid address"), (["-f", "xml"], "invalid text|json value: 'xml'"),
-                                 (["-j", "-1"], "--parallel"), (["-j", "x"], "invalid count value: 'x'"),
-                                 (["--max-output", "64X"], "invalid size value: '64X'"), (["--max-output", "0"], "invalid size"),
-                                 (["--max-script", "-5"], "--max-script"), (["--keep", "1.5"], "invalid count"),
-                                 (["--max-connections", "0"], "invalid positive count value: '0'"), (["--head-timeout", "0"], "invalid positive"), (["--nonsense"], "--nonsense"),
+        for options, message in ((["-a", "8457"], "--addr: '8457' is no address, like :8457"), (["-a", ":99999"], "is no address"),
+                                 (["-a", "::1:80"], "is no address"), (["-f", "xml"], "'xml' is no format: text or json"),
+                                 (["-j", "-1"], "--parallel"), (["-j", "x"], "'x' is no count, like 0 or 8"),
+                                 (["--max-output", "64X"], "'64X' is no size, like 4096, 64K"), (["--max-output", "0"], "is no size"),
+                                 (["--max-script", "-5"], "--max-script"), (["--keep", "1.5"], "is no count"),
+                                 (["--max-connections", "0"], "'0' is no whole number over 0"), (["--head-timeout", "0"], "over 0"), (["--nonsense"], "--nonsense"),
                                  (["-s", ""], "secret is empty"), (["-s", " \t"], "secret is empty"), (["-s", "a\nb"], "control character"),
                                  (["-s", "x", "--secret-file", "/dev/null"], "not both"),
                                  (["--secret-file", "/no/such"], "cannot read the secret from /no/such: No such file"),

@@ -12,7 +12,6 @@ import rtot
 from support import need
 
 TIME = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2} [0-9:.]+ \+0000 UTC")
-DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 END = "-- end of a command --"
 
 
@@ -31,7 +30,7 @@ def sessions(text):
 
 def plain(text):
     """Make what differs from run to run the same."""
-    return DIGEST.sub("DIGEST", TIME.sub("TIME", text)).rstrip("\n")
+    return TIME.sub("TIME", text).rstrip("\n")
 
 
 @need("bash", "curl", "setpriv")
