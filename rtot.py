@@ -5,7 +5,7 @@
     curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' http://host:8457/jobs
 
 The routes are the table ROUTES below, next to the App that answers them.  The sections stand in this
-order, and each knows only those above it:
+order, and each uses only those above it:
 
     constants, errors, output, job and store, script, runner, HTTP, page, router and app, command line
 
@@ -1635,8 +1635,8 @@ class Runner:
     def _kill(self, job, signum, grace):
         process = self._processes.get(job.id)
         if process is None or process.ended and not process.pipes:
-            raise Conflict("job %d %s: there is nothing to signal" % (
-                job.id, "has not started" if job.state == "new" else "is complete"))
+            raise Conflict("job %d %s" % (job.id, "is complete: there is nothing to signal" if job.state != "new" else
+                                          "has not started: there is nothing to signal, but DELETE cancels it"))
         if not (self._signal(process, signum) if grace is None else self._end(process, grace, signum)):
             raise Conflict("job %d runs as another user, and we may not signal it" % job.id)
 
