@@ -981,8 +981,9 @@ class Process:
     `pipes`: the stream that each descriptor carries; `input`: the descriptor of standard input, or None;
     `feeds`: what is to be written there, as [memoryview, Reply]; `ended`: how the script ended, as
     (text, code), from when on its leader is a zombie that pins the number of the group; `killing`: the
-    timer of a SIGKILL to come; `paused`: its output is not read for a moment; `forgotten`: it is thrown away;
-    `wide`: those of the pipes that have been made to hold more; `crowd`: the timer of telling those who follow.
+    timer of a SIGKILL to come; `paused`: why its output is not read for a moment, see _hold_back;
+    `forgotten`: it is thrown away; `wide`: those of the pipes that have been made to hold more; `crowd`: the
+    timer of telling those who follow.
     """
 
     __slots__ = ("job", "pid", "pipes", "input", "feeds", "eof", "terminal", "script", "ended", "killing",
@@ -992,8 +993,8 @@ class Process:
         self.job, self.script = job, script
         self.pid = self.input = self.terminal = self.ended = self.killing = None
         self.pipes, self.feeds, self.timers, self.wide = {}, collections.deque(), [], set()
-        self.eof = self.paused = self.forgotten = False
-        self.crowd = None
+        self.eof = self.forgotten = False
+        self.crowd = self.paused = None
 
 
 def living_groups():
@@ -1148,7 +1149,7 @@ class Runner:
             function(*args)
 
     def after(self, delay, function, process=None):
-        """Call function(process), or function(), in `delay` seconds; return the timer: off when its function is None."""
+        """Call function(process), or function(), in `delay` seconds; return the timer: off if its function is None."""
         self._timer_count += 1
         timer = [time.monotonic() + delay, self._timer_count, function, process]
         bisect.insort(self._timers, timer)     # a list: 10,000 of them move in 2 us
@@ -1412,26 +1413,26 @@ class Runner:
         """
         if process.paused:
             return
-        process.paused = True
         for fd in process.pipes:
             self._selector.unregister(fd)
         places = [(reader, reader.position) for reader in tuple(process.job.output.readers)
                   if reader.awaited and reader.endangered(size)]
-        until = time.monotonic() + PATIENCE
+        process.paused = places, size, time.monotonic() + PATIENCE
+        self._look_at_followers(process)
 
-        def look(process):
-            late = [(reader, place) for reader, place in places if reader.endangered(size)
-                    and reader in process.job.output.readers]
-            if late and time.monotonic() < until:
-                self.after(0.002, look, process)
-                return
-            for reader, place in late:
-                if reader.position - place < PACE * PATIENCE:
-                    reader.awaited = False
-            process.paused = False
-            for fd in process.pipes:
-                self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
-        look(process)
+    def _look_at_followers(self, process):
+        places, size, until = process.paused
+        late = [(reader, place) for reader, place in places if reader.endangered(size)
+                and reader in process.job.output.readers]
+        if late and time.monotonic() < until:
+            self.after(0.002, self._look_at_followers, process)
+            return
+        for reader, place in late:
+            if reader.position - place < PACE * PATIENCE:
+                reader.awaited = False
+        process.paused = None
+        for fd in process.pipes:
+            self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
 
     # Input.
 
