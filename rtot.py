@@ -233,6 +233,15 @@ class Stream:
             end = first
 
 
+def new_turns():
+    """Return an empty array of positions; a list where there is no descriptor left to import arrays with."""
+    try:
+        import array
+    except (OSError, ImportError):
+        return []
+    return array.array("q")
+
+
 class Output:
     """What a job has printed: two streams, and the order in which they came.
 
@@ -262,8 +271,7 @@ class Output:
     def append(self, stream, data):
         if len(self.turns) & 1 != stream:
             if not self.turns:              # most jobs print to one stream, and need none
-                import array
-                self.turns = array.array("q")
+                self.turns = new_turns()
             self.turns.append(self.end)
         self.streams[stream].append(data)
         if self.end - self.start > self.limit:
@@ -835,13 +843,12 @@ class Workspace:
 
     def sweep(self):
         """Remove the directories of servers that were killed."""
-        import fcntl
-        import shutil
-        import tempfile
         try:
+            import fcntl
+            import tempfile
             found = [entry.path for entry in os.scandir(tempfile.gettempdir())
                      if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
-        except OSError:                     # no temporary directory: nothing to sweep
+        except (OSError, ImportError):      # no temporary directory, or no descriptor: nothing to sweep
             return
         for path in found:
             try:
@@ -850,7 +857,9 @@ class Workspace:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                for name in os.listdir(path):
+                    os.unlink(os.path.join(path, name))
+                os.rmdir(path)
             except OSError:                 # its server lives, or there are no locks here
                 pass
             finally:
@@ -858,11 +867,13 @@ class Workspace:
 
     @staticmethod
     def _is_ours(entry):
-        """Can a server of our user have made it?  Then it is 0700, and its files have numbers for names."""
+        """Can a server of our user have made it?  Then it is 0700, with files alone, 0600, with numbers for names."""
         try:
             status = entry.stat(follow_symlinks=False)
             return (status.st_uid == os.geteuid() and status.st_mode == stat.S_IFDIR | 0o700
-                    and all(name.isdigit() for name in os.listdir(entry.path)))
+                    and all(re.fullmatch("[0-9]+", file.name, re.ASCII)
+                            and file.stat(follow_symlinks=False).st_mode == stat.S_IFREG | 0o600
+                            for file in os.scandir(entry.path)))
         except OSError:                     # gone meanwhile
             return False
 
@@ -906,7 +917,7 @@ class Workspace:
         """Return a Script that holds all of `data`; InsufficientStorage if that can't be."""
         try:
             path, fd = self._create()
-        except OSError as error:
+        except (OSError, ImportError) as error:
             return self._in_memory(data, error)
         script, rest = Script(path), data
         try:
@@ -923,7 +934,7 @@ class Workspace:
     def _in_memory(self, data, reason):
         if not hasattr(os, "memfd_create"):
             raise InsufficientStorage("no temporary directory can be written: %s; name one by TMPDIR"
-                                      % reason.strerror) from reason
+                                      % (getattr(reason, "strerror", None) or reason)) from reason
         try:
             fd = os.memfd_create("rtot")
             try:
@@ -1053,7 +1064,7 @@ class Runner:
         self._can_spawn = hasattr(os, "posix_spawn")
         self._null = os.open(os.devnull, os.O_RDWR)
         self._environ = {name: value for name, value in os.environb.items()
-                         if name not in OUR_OWN}
+                         if name and b"=" not in name and name not in OUR_OWN}      # posix_spawn takes no such name
 
     # Any thread calls these.
 
@@ -1192,6 +1203,8 @@ class Runner:
                 self._not_started(process, error)
             except MemoryError:
                 self._not_started(process, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
+            except ImportError:             # no descriptor to open a module with
+                self._not_started(process, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
 
     def _spawn(self, process):
         """Start the job's script as the leader of a session of its own."""
@@ -1200,7 +1213,7 @@ class Runner:
         try:
             ends, mine = self._ends(job.options, opened)
             process.pid = self._start(argv, executable, ends, process)
-        except (OSError, MemoryError):
+        except (OSError, MemoryError, ImportError):
             for fd in opened:
                 os.close(fd)
             raise
@@ -1358,11 +1371,11 @@ class Runner:
     @staticmethod
     def _widen(process, fd):
         """Let the pipe of one that prints a lot hold more, so that it waits less for us."""
-        import fcntl
         process.wide.add(fd)
         try:
+            import fcntl
             fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
-        except OSError:         # a terminal, another system, or more than its user may have in all
+        except (OSError, ImportError):      # a terminal, another system, more than its user may have; no descriptor
             pass
 
     def _captured(self, process, stream, data):
@@ -2465,8 +2478,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def handle_error(self, request, client_address):
         """Called by socketserver for what nobody foresaw: say it, and go on."""
-        import traceback
-        self.log.event("error: " + traceback.format_exc())
+        try:
+            import traceback
+            self.log.event("error: " + traceback.format_exc())
+        except (OSError, ImportError):      # no descriptor to open a module with
+            self.log.event("error: %r" % (sys.exc_info()[1],))
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -2876,7 +2892,10 @@ class App:
         return self.runner.stopping
 
     def _authorize(self, request):
-        import hmac
+        try:
+            import hmac
+        except (OSError, ImportError):      # no descriptor to open the module with
+            raise Unavailable("no descriptor is left") from None
         given, why = request.headers.get(b"rtot-secret"), "this is not the secret of this server"
         if given is None:
             scheme, _, value = request.headers.get(b"authorization", b"").partition(b" ")

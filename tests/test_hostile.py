@@ -367,6 +367,29 @@ class ScarceTest(unittest.TestCase):
         self.assertIn(answer.status, (201, 507), answer.body)
         server.delete("/jobs")
 
+    def test_a_variable_that_no_program_can_be_given_is_left_out(self):
+        real = os.environb
+        os.environb = dict(real)
+        os.environb.update({b"=foo": b"bar", b"": b"x"})
+        try:
+            runner = rtot.Runner(rtot.JobStore(0, 1000), 0, 1000)
+        finally:
+            os.environb = real
+        self.assertEqual([name for name in runner._environ if not name or b"=" in name], [])
+
+    def test_without_a_descriptor_for_a_module_output_keeps_its_order(self):
+        hidden, sys.modules["array"] = sys.modules.get("array"), None       # which makes its import fail
+        try:
+            output = rtot.Output(100)
+            output.append(rtot.ERR, b"e")
+            output.append(rtot.OUT, b"o")
+        finally:
+            if hidden:
+                sys.modules["array"] = hidden
+            else:
+                del sys.modules["array"]
+        self.assertEqual(output.read([0, 0], None, 9), b"eo")
+
     def test_a_job_that_cannot_be_forked_completes_with_that_error(self):
         store, started = rtot.JobStore(0, 1000), []
         runner = rtot.Runner(store, 0, 1000)

@@ -103,7 +103,9 @@ class WorkspaceTest(unittest.TestCase):
         living = self.workspace()
         kept = living.write(b"kept")
         stale = self.directory("rtot-stale_01", "1", "22")
-        others = [self.directory("other", "1"), self.directory("rtot-notes", "1"),
+        tree = self.directory("rtot-projects", "1")
+        os.makedirs(os.path.join(tree, "2024", "deep"))
+        others = [tree, self.directory("other", "1"), self.directory("rtot-notes", "1"),
                   self.directory("rtot-notes_01", "1", "important"), self.directory("rtot-shared01", "1", mode=0o755)]
         os.symlink(others[0], os.path.join(self.tmp.name, "rtot-link_001"))
         self.workspace().sweep()
@@ -116,8 +118,7 @@ class WorkspaceTest(unittest.TestCase):
         path = os.path.join(self.tmp.name, name)
         os.mkdir(path, mode)
         for file in files:
-            with open(os.path.join(path, file), "w"):
-                pass
+            os.close(os.open(os.path.join(path, file), os.O_CREAT, 0o600))
         return path
 
     def test_makes_another_directory_when_a_sweeper_was_quicker_than_its_lock(self):
