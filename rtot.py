@@ -44,7 +44,7 @@ MIB = 1 << 20
 
 # Running.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
-MANY_ENDING = 100       # processes without output, of which it does not pay to ask each
+MANY_SILENT = 100       # processes without output, of which it does not pay to ask each
 REAP_AFTER = 0.02       # s after which all children are asked whether they have ended
 LOOK_AFTER = 0.1        # s after which a group is looked for that has nobody left to be killed
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
@@ -1054,9 +1054,9 @@ class Runner:
         self._active = 0                            # processes of jobs that are not complete
         self._processes = {}                        # by job id
         self._by_pid = {}
-        self._ending, self._reaping = set(), None   # whose output has ended; the timer that asks for all who ended
+        self._silent, self._reaping = set(), None   # whose output has ended; the timer that asks for all who ended
         self._pinned, self._looking = set(), None   # who only waits for a SIGKILL; the timer that looks at them
-        self._complete_jobs = collections.deque()   # of which those who wait are to be told, when nothing else is to be
+        self._untold = collections.deque()   # of which those who wait are to be told, when nothing else is to be
                                                     # done: one who wakes before contends for the interpreter
         self._kept = collections.OrderedDict()      # bytes kept of each job, in order of their last output
         self._total = 0
@@ -1139,8 +1139,8 @@ class Runner:
                         self.max_total = self._total * 3 // 4
                         self._shed()
                 self._run_timers()
-                while self._complete_jobs:
-                    self._complete_jobs.popleft().tell_end()
+                while self._untold:
+                    self._untold.popleft().tell_end()
         finally:
             for process in self._processes.values():
                 self._signal(process, signal.SIGKILL)
@@ -1364,7 +1364,7 @@ class Runner:
         else:
             self._close_pipe(process, fd)
             if not process.pipes and not process.ended:
-                self._ending.add(process)
+                self._silent.add(process)
             self._settle(process)
         return bool(data)
 
@@ -1512,8 +1512,8 @@ class Runner:
         To ask for any, the kernel goes through all: 10 us with 1,000 that sleep, and a tenth of the jobs per second.
         Signals that come together are one, so all are asked nevertheless, but once for many.
         """
-        asked = self._ending if len(self._ending) < MANY_ENDING else ()     # not those who live on without output
-        found = [(process, info) for process in asked for info in (self._ended(os.P_PID, process.pid),) if info]
+        asked = self._silent if len(self._silent) < MANY_SILENT else ()     # not those who live on without output
+        found = [(process, info) for process in asked for info in (self._peek(os.P_PID, process.pid),) if info]
         for process, info in found:
             self._exited(process, info)
         if not found:
@@ -1525,7 +1525,7 @@ class Runner:
         """Ask for all who ended.  WNOWAIT leaves the zombie where it is."""
         self._reaping = None
         while True:
-            info = self._ended(os.P_ALL, 0)
+            info = self._peek(os.P_ALL, 0)
             process = info and self._by_pid.get(info.si_pid)
             if not info or process and process.ended:
                 break
@@ -1535,7 +1535,7 @@ class Runner:
                 os.waitpid(info.si_pid, 0)      # an orphan that came to us as PID 1, or as a subreaper
         if info:        # a zombie that is kept stands before the others: each has to be asked
             for pid, process in list(self._by_pid.items()):
-                info = None if process.ended else self._ended(os.P_PID, pid)
+                info = None if process.ended else self._peek(os.P_PID, pid)
                 if info:
                     self._exited(process, info)
             self._reap_orphans()
@@ -1552,7 +1552,7 @@ class Runner:
                 os.waitpid(int(pid), os.WNOHANG)
 
     @staticmethod
-    def _ended(kind, number):
+    def _peek(kind, number):
         try:
             return os.waitid(kind, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
@@ -1560,7 +1560,7 @@ class Runner:
 
     def _exited(self, process, info):
         """The script has exited: take what it has printed, and wait for what its children may still print."""
-        self._ending.discard(process)
+        self._silent.discard(process)
         number = info.si_status
         if info.si_code == os.CLD_EXITED:
             process.ended = ("exit status %d" % number if number else "", number)
@@ -1627,7 +1627,7 @@ class Runner:
 
     def _complete(self, job, text, code, held=False):
         job.complete(text, code, held)
-        self._complete_jobs.append(job)
+        self._untold.append(job)
         self._forget(self.store.retire(job))
         if self.store.get(job.id) is None:
             self._forget([job])

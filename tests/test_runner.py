@@ -147,7 +147,7 @@ class CaptureTest(ServerCase):
         self.assertEqual((job["out"], job["held"]), ("early\nlate\n", False))
 
     def test_many_that_close_their_output_and_live_on_are_complete_when_they_end(self):
-        numbers = [self.server.start("exec >&- 2>&-; sleep 1; exit 7") for _ in range(rtot.MANY_ENDING + 10)]
+        numbers = [self.server.start("exec >&- 2>&-; sleep 1; exit 7") for _ in range(rtot.MANY_SILENT + 10)]
         self.assertEqual(self.server.run("exit 3")["exit_code"], 3)
         for number in numbers:
             self.assertEqual(self.server.get("/jobs/%d/exit?wait" % number).body, b"7\n")
