@@ -165,7 +165,7 @@ class RoutingTest(ServerCase):
 
     def test_what_is_no_number_is_400(self):
         for text in ("abc", "1x", "1.0", "%C2%B2", "9" * 30, "0x1"):
-            self.assertError(self.server.get("/jobs/" + text), 400, '^invalid job number: what is ".*"')
+            self.assertError(self.server.get("/jobs/" + text), 400, '^invalid job number: ".*" is no number of a job: GET /jobs lists')
 
     def test_an_unknown_parameter_is_named(self):
         self.server.run("true")

@@ -286,6 +286,14 @@ class SelfDestructTest(CliCase):
             self.assertEqual(os.listdir(self.directory), [])
             self.assertEqual(server.leftovers(), [])
 
+    def test_removes_the_link_by_which_it_was_started_and_the_file(self):
+        os.mkdir(os.path.join(self.directory, "bin"))
+        os.symlink(os.path.join("..", "rtot.py"), os.path.join(self.directory, "bin", "rtot"))
+        server = self.start("--self-destruct", program=["bin/rtot"], cwd=self.directory)
+        self.assertEqual(server.stop(), 0)
+        self.assertEqual(os.listdir(self.directory), ["bin"])
+        self.assertEqual(os.listdir(os.path.join(self.directory, "bin")), [])
+
     def test_leaves_it_where_it_could_not_start_or_was_not_asked(self):
         with contextlib.closing(socket.socket()) as taken:
             taken.bind(("127.0.0.1", 0))

@@ -1,10 +1,12 @@
 """What nobody should send, and what a host may run out of.
 
-    python3 tests/test_hostile.py --cases 1000000 --seed 1
+    python3 tests/test_hostile.py --cases 1000000 --seed 1 --starts 50
 
-runs as many cases of the fuzzer as you like, and prints how long they took.
+runs as many cases of the fuzzer and starts without descriptors as you like, and prints how long they took.
 """
 import argparse
+import ctypes
+import http.client
 import os
 import random
 import resource
@@ -298,7 +300,77 @@ class IdleTest(ServerCase):
         self.assertLess(self.server.threads(), 1010)
 
 
+class Storm:
+    """A server with 64 descriptors that is used in all ways at once from its first moment on, by far more clients."""
+
+    CLIENTS, SECONDS = 30, 1.2
+    QUERIES = ("wait", "follow", "tty&wait", "cwd=/&wait", "stdin&fields=")
+
+    def __init__(self):
+        self.server = Server(wrapper=["bash", "-c", "ulimit -n 64; exec \"$@\"", "bash"]).ready()
+        self.until = time.monotonic() + self.SECONDS
+        self.accepted, self.faults = [], []
+
+    def _client(self, number):
+        while time.monotonic() < self.until:
+            client = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=2)
+            try:
+                answer = self.server.post("/jobs?" + self.QUERIES[number % len(self.QUERIES)],
+                                          "echo o; echo e >&2; sleep 0.05", client=client)
+                if answer.status not in (201, 202, 503, 507):
+                    self.faults.append((answer.status, answer.body))
+                if "location" in answer.headers:
+                    self.accepted.append(answer.headers["location"])
+            except (OSError, http.client.HTTPException):        # there was no place for it
+                pass
+            finally:
+                client.close()
+
+    def run(self):
+        """Return what went wrong, as a list."""
+        held = []
+        clients = [threading.Thread(target=self._client, args=(number,)) for number in range(self.CLIENTS)]
+        try:
+            for client in clients:
+                client.start()
+            for _ in range(128):            # heads that never end
+                held.append(self.server.connect())
+                try:
+                    held[-1].sendall(b"GET /jo")
+                except OSError:             # closed already, to make room
+                    pass
+            for client in clients:
+                client.join()
+        finally:
+            for connection in held:
+                connection.close()
+        wait_until(self._recovered)
+        known = {job["href"]: job for job in self.server.get("/jobs").jobs}
+        self.faults += [("lost", href) for href in self.accepted if href not in known]
+        wait_until(lambda: all(job["state"] == "complete" for job in self.server.get("/jobs").jobs))
+        if "Traceback" in self.server.log():
+            self.faults.append(self.server.log())
+        return self.faults
+
+    def _recovered(self):
+        try:
+            return self.server.run("echo again").get("out") == "again\n"
+        except (OSError, http.client.HTTPException, AssertionError):
+            if self.server.process.poll() is not None:
+                raise AssertionError("the server ended: " + self.server.log()) from None
+            return False
+
+
 class ScarceTest(unittest.TestCase):
+
+    def test_a_storm_without_descriptors_from_the_start_on_ends_and_loses_nothing(self):
+        """What the first jobs and answers need is imported then: one start in seven ended for want of a descriptor."""
+        storm = Storm()
+        self.addCleanup(storm.server.close)
+        self.assertEqual(storm.run(), [])
+        self.assertTrue(storm.accepted)
+        self.assertEqual(storm.server.stop(), 0)
+        self.assertEqual(storm.server.leftovers(), [])
 
     def server(self, limits, *options):
         server = Server(*options, wrapper=["bash", "-c", "%s; exec \"$@\"" % limits, "bash"]).ready()
@@ -417,6 +489,21 @@ class ScarceTest(unittest.TestCase):
         job = server.job(number, "fields=dropped,out_bytes,state")
         self.assertEqual(job["state"], "running")
         self.assertLessEqual(job["out_bytes"] - job["dropped"], 2 << 20)
+
+
+    @unittest.skipUnless(hasattr(ctypes.CDLL(None), "malloc_trim"), "needs malloc_trim(3), which this C library has not")
+    def test_the_memory_of_deleted_jobs_goes_back_to_the_host(self):
+        server = Server("--max-total", "1G").ready()
+        self.addCleanup(server.close)
+        server.run("echo small")
+        before = server.rss()
+        numbers = [server.start("for i in 1 2 3; do head -c 10M /dev/zero; echo >&2; done") for _ in range(8)]
+        for number in numbers:
+            server.get("/jobs/%d?wait&fields=" % number)
+        self.assertGreater(server.rss(), before + (200 << 20))
+        server.run("echo small, too")           # whose output lies behind theirs
+        server.delete("/jobs")
+        wait_until(lambda: server.rss() < before + (16 << 20))
 
 
 @need("unshare", "mount")
@@ -604,8 +691,7 @@ class DaemonTest(unittest.TestCase):
             server = Server("-d", option, "/no/such/file", cwd=self.tmp())
             self.addCleanup(server.close)
             self.assertEqual(server.process.wait(support.LIMIT), 1)
-            self.assertIn("rtot: cannot write /no/such/file: No such file or directory", server.log())
-            self.assertNotIn("Traceback", server.log())
+            self.assertEqual(server.log(), "rtot: cannot write /no/such/file: No such file or directory\n")
 
 
 def open_text(path):
@@ -617,7 +703,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=10000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--starts", type=int, default=0)
     args = parser.parse_args()
+    for number in range(args.starts):
+        storm = Storm()
+        try:
+            faults = storm.run()
+        finally:
+            storm.server.close()
+        print("start %d: %d jobs, %s" % (number, len(storm.accepted), faults or "nothing found"), flush=True)
     fuzzer, began = Fuzzer(args.seed), time.monotonic()
     try:
         fuzzer.run(args.cases)

@@ -8,7 +8,7 @@ import unittest
 
 import support
 import rtot
-from support import ServerCase, is_alive, need, wait_until
+from support import Follower, ServerCase, is_alive, need, wait_until
 
 
 class ScriptTest(ServerCase):
@@ -397,6 +397,24 @@ class BoundTest(ServerCase):
     def test_forgets_the_oldest_complete_jobs_beyond_those_to_keep(self):
         numbers = [self.server.run("true")["id"] for _ in range(5)]
         self.assertEqual([job["id"] for job in self.server.get("/jobs").jobs], numbers[-3:])
+
+
+class LittleTest(ServerCase):
+    options = ("--max-output", "20")
+
+    def test_no_job_is_held_because_little_is_kept(self):
+        """As little was read at a time: what many had left in their pipes took longer than is waited for."""
+        numbers = [self.server.start("sleep 1; seq 20000") for _ in range(100)]
+        whole = sum(len("%d\n" % number) for number in range(1, 20001))
+        for number in numbers:
+            job = self.server.job(number, "wait&fields=out,out_bytes,held")
+            self.assertEqual((job["out_bytes"], job["held"], len(job["out"])), (whole, False, 20))
+
+    def test_a_follower_gets_all_of_what_is_not_kept(self):
+        number = self.server.start("read go; seq 3000", "stdin")
+        follower = Follower(self.server, "/jobs/%d/out?follow" % number)
+        self.server.post("/jobs/%d/stdin" % number, "go\n")
+        self.assertEqual(follower.finish(), b"".join(b"%d\n" % number for number in range(1, 3001)))
 
 
 class StdinTest(ServerCase):
