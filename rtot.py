@@ -90,6 +90,16 @@ wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))
 
 # ---------------------------------------------------------------------------------------------- errors
 
+REASONS = {
+    200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content",
+    400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 409: "Conflict", 411: "Length Required", 413: "Content Too Large",
+    414: "URI Too Long", 416: "Range Not Satisfiable", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",
+    505: "HTTP Version Not Supported", 507: "Insufficient Storage",
+}
+
+
 class Error(Exception):
     """Why a request can't be served: raised anywhere, answered in one place (Connection).
 
@@ -98,7 +108,7 @@ class Error(Exception):
     """
 
     status = 500
-    error = "internal error"
+    error = ""          # the reason of the status, in lower case
     closes = False      # the connection cannot go on: where the next request begins is not known
 
     def __init__(self, message, error=None, headers=(), extra=None):
@@ -110,7 +120,7 @@ class Error(Exception):
 
 
 class BadRequest(Error):
-    status, error = 400, "bad request"
+    status = 400
 
 
 class Malformed(BadRequest):
@@ -123,55 +133,55 @@ class NotAuthorized(Error):
 
 
 class NotFound(Error):
-    status, error = 404, "not found"
+    status = 404
 
 
 class MethodNotAllowed(Error):
-    status, error = 405, "method not allowed"
+    status = 405
 
 
 class RequestTimeout(Error):
-    status, error, closes = 408, "request timeout", True
+    status, closes = 408, True
 
 
 class Conflict(Error):
-    status, error = 409, "conflict"
+    status = 409
 
 
 class LengthRequired(Error):
-    status, error = 411, "length required"
+    status = 411
 
 
 class TooLarge(Error):
-    status, error, closes = 413, "content too large", True
+    status, closes = 413, True
 
 
 class URITooLong(Error):
-    status, error, closes = 414, "uri too long", True
+    status, closes = 414, True
 
 
 class RangeNotSatisfiable(Error):
-    status, error = 416, "range not satisfiable"
+    status = 416
 
 
 class HeadTooLarge(Error):
-    status, error, closes = 431, "request header fields too large", True
+    status, closes = 431, True
 
 
 class NotImplementedHere(Error):
-    status, error, closes = 501, "not implemented", True
+    status, closes = 501, True
 
 
 class Unavailable(Error):
-    status, error = 503, "service unavailable"
+    status = 503
 
 
 class VersionNotSupported(Error):
-    status, error, closes = 505, "http version not supported", True
+    status, closes = 505, True
 
 
 class InsufficientStorage(Error):
-    status, error = 507, "insufficient storage"
+    status = 507
 
 
 class ClientGone(Exception):
@@ -847,8 +857,9 @@ class Workspace:
         try:
             import fcntl
             import tempfile
-            found = [entry.path for entry in os.scandir(tempfile.gettempdir())
-                     if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
+            with os.scandir(tempfile.gettempdir()) as entries:
+                found = [entry.path for entry in entries
+                         if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
         except (OSError, ImportError):      # no temporary directory, or no descriptor: nothing to sweep
             return
         for path in found:
@@ -871,10 +882,11 @@ class Workspace:
         """Can a server of our user have made it?  Then it is 0700, with files alone, 0600, with numbers for names."""
         try:
             status = entry.stat(follow_symlinks=False)
-            return (status.st_uid == os.geteuid() and status.st_mode == stat.S_IFDIR | 0o700
-                    and all(re.fullmatch("[0-9]+", file.name, re.ASCII)
-                            and file.stat(follow_symlinks=False).st_mode == stat.S_IFREG | 0o600
-                            for file in os.scandir(entry.path)))
+            if status.st_uid != os.geteuid() or status.st_mode != stat.S_IFDIR | 0o700:
+                return False
+            with os.scandir(entry.path) as files:
+                return all(re.fullmatch("[0-9]+", file.name, re.ASCII)
+                           and file.stat(follow_symlinks=False).st_mode == stat.S_IFREG | 0o600 for file in files)
         except OSError:                     # gone meanwhile
             return False
 
@@ -987,6 +999,9 @@ class Reply:
             raise self._error
 
 
+Timer = collections.namedtuple("Timer", "when number function process")     # s of the monotonic clock
+
+
 class Process:
     """What the loop knows of a job's process group, until nobody will signal that group any more.
 
@@ -1042,6 +1057,18 @@ def give_memory_back():
         pass
 
 
+def no_action(number, frame):
+    """Handle a signal by doing nothing: unlike SIG_IGN, a child does not inherit that (execve(2))."""
+
+
+def set_size(terminal, rows, cols):
+    """Tell a terminal its size, and who runs in its foreground by SIGWINCH: TIOCSWINSZ of ioctl_tty(2)."""
+    import fcntl
+    import struct
+    import termios
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+
 class Runner:
     """The one loop that owns every process.  It runs in the main thread.
 
@@ -1062,7 +1089,7 @@ class Runner:
         self._awake = False                         # a wake is under way for the calls
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._wake_in, selectors.EVENT_READ, (self._woken, None))
-        self._timers, self._timer_count = [], 0     # [when, count, function, process], in order
+        self._timers, self._timer_count = [], 0     # in order; by number, where they are for the same time
         self._waiting = collections.deque()         # (job, Script), first come first served
         self._active = 0                            # processes of jobs that are not complete
         self._processes = {}                        # by job id
@@ -1136,7 +1163,7 @@ class Runner:
         The selector sees a signal as a byte on the wakeup descriptor, which Python's handler writes.
         """
         signal.set_wakeup_fd(self._wake_out)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        signal.signal(signal.SIGCHLD, no_action)
         for number in ends_us:
             signal.signal(number, lambda number, frame: self.stop())
 
@@ -1144,7 +1171,7 @@ class Runner:
         """Run jobs until stopped."""
         try:
             while not self._finished():
-                timeout = self._timers[0][0] - time.monotonic() if self._timers else LONGEST_WAIT
+                timeout = self._timers[0].when - time.monotonic() if self._timers else LONGEST_WAIT
                 for key, _ in self._selector.select(min(max(timeout, 0), LONGEST_WAIT)):
                     function, process = key.data
                     try:
@@ -1174,23 +1201,25 @@ class Runner:
             function(*args)
 
     def after(self, delay, function, process=None):
-        """Call function(process), or function(), in `delay` seconds; return the timer: off if its function is None."""
+        """Call function(process), or function(), in `delay` seconds; return the Timer."""
         self._timer_count += 1
-        timer = [time.monotonic() + delay, self._timer_count, function, process]
-        bisect.insort(self._timers, timer)     # a list: 10,000 of them move in 2 us
+        timer = Timer(time.monotonic() + delay, self._timer_count, function, process)
+        bisect.insort(self._timers, timer)      # a list: 10,000 of them move in 2 us
         if process:
             process.timers.append(timer)
         return timer
 
+    def _cancel_timer(self, timer):
+        del self._timers[bisect.bisect_left(self._timers, timer)]
+        if timer.process:
+            timer.process.timers.remove(timer)
+
     def _run_timers(self):
         now = time.monotonic()
-        while self._timers and (self._timers[0][0] <= now or not self._timers[0][2]):
-            timer = self._timers.pop(0)
-            _, _, function, process = timer
-            if process:
-                process.timers.remove(timer)
-            if function:
-                function(process) if process else function()
+        while self._timers and self._timers[0].when <= now:
+            timer = self._timers[0]
+            self._cancel_timer(timer)
+            timer.function(timer.process) if timer.process else timer.function()
 
     # Starting.
 
@@ -1225,7 +1254,7 @@ class Runner:
         job, opened = process.job, []
         executable, argv = self._command(process)
         try:
-            ends, mine = self._ends(job.options, opened)
+            ends, mine = self._open_ends(job.options, opened)
             process.pid = self._start(argv, executable, ends, process)
         except (OSError, MemoryError, ImportError):
             for fd in opened:
@@ -1256,17 +1285,16 @@ class Runner:
         argv = [interpreter] + ([argument] if argument is not None else []) + [process.script.path]
         return executable, argv + list(process.job.options.args)
 
-    def _ends(self, options, opened):
+    def _open_ends(self, options, opened):
         """Return (the child's descriptors 0 to 2, ours by name); all that are opened are added to `opened`."""
         def pipe():
             pair = os.pipe()
             opened.extend(pair)
             return pair
         if options.tty:
-            import termios, fcntl, struct       # noqa: E401  only terminals need them
             master, slave = os.openpty()
             opened.extend((master, slave))
-            fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", *(options.tty + (0, 0))))
+            set_size(slave, *options.tty)
             mine = {"out": master, "terminal": master, "input": os.dup(master)}
             opened.append(mine["input"])
             ends = (slave, slave, slave)
@@ -1517,8 +1545,7 @@ class Runner:
         process = self._processes.get(job.id)
         if process is None or process.terminal is None:
             raise Conflict("the terminal of job %d is closed" % job.id)
-        import termios, fcntl, struct       # noqa: E401  only terminals need them
-        fcntl.ioctl(process.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *(terminal + (0, 0))))
+        set_size(process.terminal, *terminal)
 
     # Ending.
 
@@ -1627,8 +1654,8 @@ class Runner:
                 self._looking = self.after(LOOK_AFTER, self._look_at_groups)
             return
         self._close_input(process)
-        for timer in process.timers:
-            timer[2:] = None, None
+        for timer in list(process.timers):
+            self._cancel_timer(timer)
         os.waitpid(process.pid, 0)
         del self._processes[job.id], self._by_pid[process.pid]
 
@@ -1638,7 +1665,7 @@ class Runner:
         pinned, self._pinned, self._looking = self._pinned, set(), None
         for process in pinned:
             if process.killing and living is not None and process.pid not in living:
-                process.killing[2:] = None, None
+                self._cancel_timer(process.killing)
                 process.killing = None
             self._settle(process)
 
@@ -1668,28 +1695,32 @@ class Runner:
         if process is None or process.ended and not process.pipes:
             raise Conflict("job %d %s" % (job.id, "is complete: there is nothing to signal" if job.state != "new" else
                                           "has not started: there is nothing to signal, but DELETE cancels it"))
-        if not (self._signal(process, signum) if grace is None else self._end(process, grace, signum)):
+        if not (self._signal(process, signum) if grace is None else self._terminate(process, grace, signum)):
             raise Conflict("job %d runs as another user, and we may not signal it" % job.id)
 
-    def _end(self, process, grace=GRACE, signum=signal.SIGTERM):
+    def _terminate(self, process, grace=GRACE, signum=signal.SIGTERM):
         """Signal the group, then SIGCONT so that a stopped one gets it, then SIGKILL after the grace."""
         permitted = self._signal(process, signum)
         self._signal(process, signal.SIGCONT)
-        if not process.killing or process.killing[0] > time.monotonic() + grace:
-            if process.killing:
-                process.killing[2] = None
-            process.killing = self.after(grace, self._end_now, process)
+        until = time.monotonic() + grace
+        if process.killing and process.killing.when > until:
+            self._cancel_timer(process.killing)
+            process.killing = None
+        if not process.killing:
+            process.killing = self.after(grace, self._kill_group, process)
         return permitted
 
-    def _end_now(self, process):
+    def _kill_group(self, process):
         self._signal(process, signal.SIGKILL)
+        if process.killing in process.timers:       # asked for before its time
+            self._cancel_timer(process.killing)
         process.killing = None
         self._settle(process)
 
     def _time_out(self, process):
         if not process.job.is_complete():
             process.job.time_out()
-            self._end(process)
+            self._terminate(process)
 
     def _forget(self, jobs):
         unstarted = {job for job in jobs if job.state == "new"}
@@ -1703,7 +1734,7 @@ class Runner:
             if process:
                 process.forgotten = job.is_complete()
                 if not job.is_complete():
-                    self._end(process)
+                    self._terminate(process)
             elif job.state == "new":
                 self._complete(job, CANCELED, 126)
             if job in self._kept:
@@ -1719,14 +1750,14 @@ class Runner:
     def _stop(self):
         if self.stopping:
             for process in list(self._processes.values()):
-                self._end_now(process)
+                self._kill_group(process)
             return
         self.stopping = True
         self._stop_by = time.monotonic() + 2 * GRACE
         while self._waiting:
             self._cancel(*self._waiting.popleft())
         for process in list(self._processes.values()):
-            self._end(process)
+            self._terminate(process)
         self._sweep_groups()
 
     def _sweep_groups(self):
@@ -1737,21 +1768,13 @@ class Runner:
                 self._drain(process)
                 for fd in list(process.pipes):      # held by what has left the group, by setsid(2)
                     self._close_pipe(process, fd)
-                self._end_now(process)
+                self._kill_group(process)
         if self._processes:
             self.after(0.02, self._sweep_groups)
 
 
 # ------------------------------------------------------------------------------------------------ HTTP
 
-REASONS = {
-    200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content",
-    400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 409: "Conflict", 411: "Length Required", 413: "Content Too Large",
-    414: "URI Too Long", 416: "Range Not Satisfiable", 431: "Request Header Fields Too Large",
-    500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",
-    505: "HTTP Version Not Supported", 507: "Insufficient Storage",
-}
 TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
 # Bytes over 0x7f are let through: curl sends a label as it was typed.
 REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
@@ -2477,9 +2500,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def verify_request(self, request, client_address):
         most = self.limits.descriptors          # the lowest that is free is taken: a high one is one of the last
-        if self.connections.make_room(scarce=request.fileno() >= most - min(SPARE, most // 8)):
+        scarce = request.fileno() >= most - min(SPARE, most // 8)
+        if self.connections.make_room(scarce):
             return True
-        self._refuse(request, "all %d connections are in use" % self.limits.connections)
+        self._refuse(request, "no descriptor is left" if scarce else
+                     "all %d connections are in use" % self.limits.connections)
         return False
 
     def process_request(self, request, client_address):
@@ -2931,7 +2956,7 @@ class App:
     def _job(self, text):
         """Return the job of that number."""
         if not re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
-            raise BadRequest('what is "%s"?' % text, error="invalid job number")
+            raise BadRequest('"%s" is no number of a job: GET /jobs lists them' % text, error="invalid job number")
         job = self.store.get(int(text))
         if job is None:
             raise NotFound("there is no job %s, or no longer" % text, error="no such job", extra={"jobs": []})
@@ -3246,16 +3271,19 @@ class Log:
         mode = os.fstat(2)
         self._may_block = not stat.S_ISREG(mode.st_mode) and mode.st_rdev != os.stat(os.devnull).st_rdev
 
-    def reopen(self):
-        """Let standard error go to the file; again, when it was rotated.  OSError if it can't be written."""
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    def open(self):
+        """Return a descriptor of the file; OSError if it can't be written."""
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def go_to(self, fd):
+        """Let standard error go to the file, from here on."""
         os.dup2(fd, 2)
         os.close(fd)
         self._look_at_stderr()
 
     def rotated(self):
         try:
-            self.reopen()
+            self.go_to(self.open())
         except OSError as error:        # the old one goes on
             self.event("cannot write %s: %s" % (self.path, error.strerror))
 
@@ -3519,7 +3547,7 @@ def prepare_process():
     # shell's &, does not make jobs deaf.  Popen itself restores what Python ignores (SIGPIPE, SIGXFSZ).
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, lambda number, frame: None)
+            signal.signal(number, no_action)
 
 
 def raise_nofile():
@@ -3616,24 +3644,26 @@ def listen(args, handed, secret, log):
 
 
 def self_destruct(path, log):
-    """Remove the file that we were started from."""
-    try:
-        os.unlink(path)
-    except OSError as error:
-        log.event("cannot remove %s: %s" % (path, error.strerror))
+    """Remove the file that we were started from, and the link to it, if it was one."""
+    for each in {path, os.path.realpath(path)} if os.path.islink(path) else {path}:
+        try:
+            os.unlink(each)
+        except OSError as error:
+            log.event("cannot remove %s: %s" % (each, error.strerror))
 
 
 def announce(server, log, made):
     """Say where it listens, on standard error; then in the log file too, if there is one."""
     where = "version %s listens on %s" % (__version__, server.url)
+    try:
+        fd = log.open() if log.path else None
+    except OSError as error:
+        raise CannotStart("cannot write %s: %s" % (log.path, error.strerror)) from None
     if made:
         log.event("no secret was given, so this one was made: " + made)
     log.event(where)
     if log.path:
-        try:
-            log.reopen()
-        except OSError as error:
-            raise CannotStart("cannot write %s: %s" % (log.path, error.strerror)) from None
+        log.go_to(fd)
         signal.signal(signal.SIGHUP, lambda number, frame: log.rotated())
         log.event(where)
 
@@ -3669,7 +3699,7 @@ def main(argv=None):
                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN}
     if args.daemon or args.log_file:
         ends_us.discard(signal.SIGHUP)
-        signal.signal(signal.SIGHUP, lambda number, frame: None)
+        signal.signal(signal.SIGHUP, no_action)
     if args.self_destruct and not os.path.isfile(sys.argv[0]):
         options.error("--self-destruct: rtot came from standard input, there is no file to remove")
     prepare_process()

@@ -303,7 +303,7 @@ class IdleTest(ServerCase):
 class Storm:
     """A server with 64 descriptors that is used in all ways at once from its first moment on, by far more clients."""
 
-    CLIENTS, SECONDS = 30, 1.2
+    CLIENTS, HELD, SECONDS = 30, 128, 1.2
     QUERIES = ("wait", "follow", "tty&wait", "cwd=/&wait", "stdin&fields=")
 
     def __init__(self):
@@ -333,11 +333,14 @@ class Storm:
         try:
             for client in clients:
                 client.start()
-            for _ in range(128):            # heads that never end
+            while time.monotonic() < self.until:
+                for connection in held[:-self.HELD]:
+                    connection.close()
+                del held[:-self.HELD]
                 held.append(self.server.connect())
                 try:
-                    held[-1].sendall(b"GET /jo")
-                except OSError:             # closed already, to make room
+                    held[-1].sendall(b"GET /jo")        # a head that never ends
+                except OSError:                         # closed already, to make room
                     pass
             for client in clients:
                 client.join()
