@@ -364,6 +364,10 @@ class Storm:
             return False
 
 
+GIVES_BACK = unittest.skipUnless(hasattr(ctypes.CDLL(None), "malloc_trim"),
+                                 "needs malloc_trim(3), which this C library has not")
+
+
 class ScarceTest(unittest.TestCase):
 
     def test_a_storm_without_descriptors_from_the_start_on_ends_and_loses_nothing(self):
@@ -494,7 +498,7 @@ class ScarceTest(unittest.TestCase):
         self.assertLessEqual(job["out_bytes"] - job["dropped"], 2 << 20)
 
 
-    @unittest.skipUnless(hasattr(ctypes.CDLL(None), "malloc_trim"), "needs malloc_trim(3), which this C library has not")
+    @GIVES_BACK
     def test_the_memory_of_deleted_jobs_goes_back_to_the_host(self):
         server = Server("--max-total", "1G").ready()
         self.addCleanup(server.close)
@@ -505,6 +509,25 @@ class ScarceTest(unittest.TestCase):
             server.get("/jobs/%d?wait&fields=" % number)
         self.assertGreater(server.rss(), before + (200 << 20))
         server.run("echo small, too")           # whose output lies behind theirs
+        server.delete("/jobs")
+        wait_until(lambda: server.rss() < before + (16 << 20))
+
+    @GIVES_BACK
+    def test_no_output_waits_for_the_garbage_collector(self):
+        """What a job was held back for kept its output in a cycle."""
+        code = "import gc, rtot, sys; gc.enable = lambda: None; gc.disable(); sys.exit(rtot.main())"
+        server = Server("--max-output", "16M", program=["-c", code], cwd=support.ROOT).ready()
+        self.addCleanup(server.close)
+        server.run("echo small")
+        before = server.rss()
+        for _ in range(4):
+            number = server.start("read go; head -c 64M /dev/zero", "stdin")
+            with server.connect() as slow:
+                slow.sendall(b"GET /jobs/%d/out?follow HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % (number, KEY))
+                slow.recv(1)
+                server.post("/jobs/%d/stdin" % number, "go\n")
+                self.assertGreater(server.job(number, "wait&fields=dropped")["dropped"], 0)
+        server.run("echo small, too")
         server.delete("/jobs")
         wait_until(lambda: server.rss() < before + (16 << 20))
 
