@@ -184,6 +184,22 @@ class Server:
     def descriptors(self):
         return len(os.listdir("/proc/%d/fd" % self.pid))
 
+    @staticmethod
+    def descriptors_of(pid):
+        """Return what the descriptors of a process are, without what it was started with beyond 2."""
+        directory = "/proc/%d/fd" % pid
+        return [os.readlink(os.path.join(directory, name)) for name in sorted(os.listdir(directory)) if int(name) <= 2]
+
+    def pipes(self):
+        """Return the names of the pipes of which it has an end; twice where it has both."""
+        links = []
+        for name in os.listdir("/proc/%d/fd" % self.pid):
+            try:
+                links.append(os.readlink("/proc/%d/fd/%s" % (self.pid, name)))
+            except FileNotFoundError:       # closed meanwhile
+                pass
+        return [link for link in links if link.startswith("pipe:")]
+
     def threads(self):
         return len(os.listdir("/proc/%d/task" % self.pid))
 

@@ -481,6 +481,21 @@ class FollowTest(ServerCase):
         self.assertEqual(self.server.threads(), 3)
         follower.hang_up()
         wait_until(lambda: self.server.threads() == 2)
+        self.assertLessEqual(rtot.TICK, 1)      # s until it looks
+        self.server.delete("/jobs/%d" % number)
+
+    def test_answers_that_nobody_reads_hold_no_copies(self):
+        number = self.server.run("head -c 60000000 /dev/zero", fields="")["id"]
+        before = self.server.rss()
+        for path in ("/out", "/log", "/log?follow", "?fields=out"):
+            for _ in range(2):
+                connection = self.server.connect()
+                self.addCleanup(connection.close)
+                connection.sendall(b"GET /jobs/%d%b HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n\r\n"
+                                   % (number, path.encode("ascii")))
+                connection.recv(1)
+        self.assertEqual(self.server.threads(), 10)     # that all wait to send
+        self.assertLess(self.server.rss() - before, 30 << 20)
         self.server.delete("/jobs/%d" % number)
 
     def test_a_gigabyte_arrives_whole_at_fast_readers_beside_a_slow_one_in_bounded_memory(self):
@@ -516,6 +531,15 @@ class SmallTest(ServerCase):
         job = self.server.job(number, "fields=duration,out_bytes")
         self.assertEqual(job["out_bytes"], 30000000)
         self.assertLess(job["duration"], 30)        # 900 times PATIENCE would be 225 s
+
+
+    def test_a_follower_that_keeps_up_loses_nothing(self):
+        number = self.server.start("read go; head -c 30000000 /dev/zero", "stdin")
+        reader = Counter(self.server, number)
+        wait_until(lambda: reader.begun)
+        self.server.post("/jobs/%d/stdin" % number, "go\n")
+        reader.join(support.LIMIT)
+        self.assertEqual(reader.count, 30000000)
 
 
 class Counter(threading.Thread):

@@ -118,6 +118,14 @@ class OptionTest(CliCase):
         limited = subprocess.check_output(["bash", "-c", 'ulimit -v 400000; exec "$@"', "bash", sys.executable, "-c", code],
                                           cwd=support.ROOT)
         self.assertEqual(int(limited), 400000 * 1024 // 4)
+        server = self.start("--max-output", "1G", wrapper=["bash", "-c", 'ulimit -v 600000; exec "$@"', "bash"])
+        self.assertEqual(server.run("head -c 200M /dev/zero", fields="dropped")["dropped"], (200 << 20) - 600000 * 1024 // 4)
+
+    def test_the_defaults_protect_a_small_host(self):
+        args = vars(rtot.parser().parse_args([]))
+        for name, value in (("head_timeout", 10), ("body_timeout", 30), ("idle_timeout", 75), ("max_connections", 1000),
+                            ("max_script", 16 << 20), ("max_output", 64 << 20), ("max_total", None)):
+            self.assertEqual(args[name], value, name)
 
 
 class SecretTest(CliCase):
@@ -364,6 +372,9 @@ class LogTest(CliCase):
             os.close(reading)
             server = Server.__new__(Server)
             server.port, server.secret = port, "swordfish"
+            with contextlib.closing(server.client()) as client:     # one connection, which its log line must not end
+                for _ in range(3):
+                    self.assertEqual(server.get("/ping", client=client).status, 200)
             self.assertEqual(server.run("echo hi")["out"], "hi\n")
             process.terminate()
             self.assertEqual(process.wait(support.LIMIT), 0)

@@ -167,6 +167,20 @@ class SecretTest(unittest.TestCase):
             self.assertNotIn("swordfish", server.run("cat /proc/$PPID/cmdline /proc/$PPID/environ; env")["out"])
             self.assertNotIn("swordfish", server.log())
 
+    def test_two_ways_at_once_are_both_hidden(self):
+        server = Server(secret="aaaa", env={"RTOT_SECRET": "bbbb"}).ready()
+        self.addCleanup(server.close)
+        with open("/proc/%d/environ" % server.pid, "rb") as file:
+            self.assertNotIn(b"bbbb", file.read())
+
+    def test_no_error_tells_it(self):
+        server = Server().ready()
+        self.addCleanup(server.close)
+        for headers in ({}, {"Rtot-Secret": "wrong"}, {"Authorization": "Bearer wrong"}):
+            answer = server.get("/", headers=headers, secret=False)
+            self.assertEqual(answer.status, 401)
+            self.assertNotIn(SECRET, answer.body.decode("utf-8") + repr(answer.headers))
+
     def test_nothing_else_is_hidden_with_it(self):
         server = Server(secret="a", env={"RTOT_SECRET": "b", "BANANA": "b"}).ready()
         self.addCleanup(server.close)
@@ -217,6 +231,16 @@ class GuessTest(ServerCase):
         self.assertTrue(all(thread.is_alive() for thread in threads), "the right secret waited for the wrong ones")
         for thread in threads:
             thread.join()
+
+    @unittest.skipUnless(support.LINUX, "needs all of 127.0.0.0/8 on loopback")
+    def test_each_address_is_counted_for_itself(self):
+        def wrong(address):
+            began, client = time.monotonic(), self.server.client((address, 0))
+            self.server.get("/", headers={"Rtot-Secret": "guess"}, secret=False, client=client)
+            client.close()
+            return time.monotonic() - began
+        self.assertGreater([wrong("127.0.0.2") for _ in range(9)][-1], 0.7)
+        self.assertLess(wrong("127.0.0.3"), 1.3)        # the next of the first would wait for 1.6 s
 
     def test_guesses_that_wait_take_no_place_from_who_has_the_secret(self):
         connections = []
@@ -274,6 +298,13 @@ class SlowTest(ServerCase):
         self.assertTrue(answer.startswith(b"HTTP/1.1 408 "), answer)
         answer, _ = self.drip(head, b"x", 2)
         self.assertIsNone(answer)       # a drop now and then is progress
+        self.assertEqual(self.server.get("/jobs").jobs, [])
+
+    def test_a_chunked_body_has_to_make_progress_in_each_of_its_parts(self):
+        head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nTransfer-Encoding: chunked\r\n\r\n"
+        for body in (b"", b"5", b"5\r\ntr", b"5\r\ntrue\n", b"5\r\ntrue\n\r\n0\r\n"):
+            answer, _ = self.drip(head + body, b"", support.LIMIT / 4)
+            self.assertTrue(answer and answer.startswith(b"HTTP/1.1 408 "), (body, answer))
         self.assertEqual(self.server.get("/jobs").jobs, [])
 
     def test_an_idle_connection_is_closed_after_its_time(self):
@@ -473,19 +504,20 @@ class ScarceTest(unittest.TestCase):
         store, started = rtot.JobStore(0, 1000), []
         runner = rtot.Runner(store, 0, 1000)
         import errno
-        for number, text, code in ((errno.EAGAIN, "resource temporarily unavailable", 126),
-                                   (errno.ENOMEM, "cannot allocate memory", 126)):
-            def fail(*_, number=number):
-                started.append(number)
-                raise OSError(number, os.strerror(number))
+        for error, text in ((OSError(errno.EAGAIN, "x"), "resource temporarily unavailable"),
+                            (OSError(errno.ENOMEM, "x"), "cannot allocate memory"), (MemoryError(), "cannot allocate memory"),
+                            (ImportError(), "too many open files")):      # no descriptor to open a module with
+            def fail(*_, error=error):
+                started.append(error)
+                raise error
             runner._start = fail
             before = len(os.listdir("/proc/self/fd"))
             job = rtot.Job(b"#!/bin/sh\n", rtot.PLAIN, 1000)
             store.add(job)
             runner._submit(job, rtot.Script(b"/no/such/script"))
-            self.assertEqual((job.state, job.exit, job.exit_code), ("complete", "fork/exec /bin/sh: " + text, code))
+            self.assertEqual((job.state, job.exit, job.exit_code), ("complete", "fork/exec /bin/sh: " + text, 126))
             self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-        self.assertEqual(len(started), 2)
+        self.assertEqual(len(started), 4)
 
     def test_a_flood_is_bounded_and_the_job_goes_on(self):
         server = Server("--max-output", "2M").ready()
@@ -569,6 +601,9 @@ class NamespaceTest(unittest.TestCase):
             return
         self.assertEqual((answer.status, answer.job["out"]), (201, "hi\n#!/bin/bash\n"))
         self.assertEqual(server.run("#!/usr/bin/env python3\nprint(1 + 1)")["out"], "2\n")
+        other = server.start("sleep 99")            # whose script is for itself alone
+        self.assertEqual(server.run("ls -l /proc/self/fd | grep -c memfd")["out"], "1\n")
+        server.delete("/jobs/%d" % other)
         before = server.descriptors()
         for _ in range(5):
             server.run("true")
@@ -622,11 +657,12 @@ class BrowserTest(ServerCase):
             self.assertEqual(self.server.post("/jobs", "true", headers=headers, secret=False).status, 401)
         self.assertEqual(self.server.post("/jobs?secret=swordfish&Rtot-Secret=swordfish", "true", secret=False).status, 401)
         number = self.server.run("echo '<script>alert(1)</script>'")["id"]
-        answer = self.server.get("/jobs/%d/out" % number, headers=origin)
-        self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
-        self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
-                         ("text/plain; charset=utf-8", "nosniff"))
-        self.assertIn("default-src 'none'", answer.headers["content-security-policy"])
+        for what in ("out", "err", "log", "script", "exit"):
+            answer = self.server.get("/jobs/%d/%s" % (number, what), headers=origin)
+            self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+            self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
+                             ("text/plain; charset=utf-8", "nosniff"))
+            self.assertIn("default-src 'none'", answer.headers["content-security-policy"])
 
     def test_a_line_end_in_a_header_that_goes_out_is_refused(self):
         connection = rtot.Connection.__new__(rtot.Connection)
@@ -665,8 +701,19 @@ class DaemonTest(unittest.TestCase):
         self.assertEqual(server.run("pwd")["out"], self.directory + "\n")
         self.assertEqual(os.getsid(server.pid) == os.getsid(0), False)
         self.assertEqual(process_state(server.process.pid), "X")
-        for fd, target in ((0, "/dev/null"), (1, "/dev/null"), (2, os.path.join(self.directory, "log"))):
-            self.assertEqual(os.readlink("/proc/%d/fd/%d" % (server.pid, fd)), target)
+        self.assertEqual(server.descriptors_of(server.pid), ["/dev/null", "/dev/null", os.path.join(self.directory, "log")])
+
+    def test_holds_nothing_of_what_it_was_started_from(self):
+        """An ssh waits until nobody has its pipes any more."""
+        reading, writing = os.pipe()
+        self.addCleanup(os.close, writing)
+        with open(reading, "rb") as stdin:
+            server = self.daemon(stdin=stdin, stdout=writing)
+        self.addCleanup(self.end, server)
+        self.assertEqual(server.descriptors_of(server.pid), ["/dev/null"] * 3)
+        self.assertNotEqual(os.getsid(server.pid), server.pid)      # no terminal that it opens can control it
+        os.kill(server.pid, signal.SIGHUP)
+        self.assertEqual(server.run("kill -HUP $PPID; echo hi")["out"], "hi\n")
 
     def test_outlives_the_session_that_started_it(self):
         server = self.daemon(wrapper=["setsid", "-w", "bash", "-c", 'trap "" HUP; "$@"; status=$?; kill -HUP 0; exit $status', "bash"])

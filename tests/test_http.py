@@ -1,11 +1,15 @@
 """HTTP as RFC 9112 has it: what is taken, what is refused, and how a connection goes on or ends."""
 import contextlib
+import errno
 import json
 import os
 import select
 import signal
 import socket
+import threading
+import time
 import unittest
+import unittest.mock
 
 import support
 from support import SECRET, ServerCase, split_answer, wait_until
@@ -112,13 +116,15 @@ class HeaderTest(HttpCase):
         self.assertRefused(b"GET /ping HTTP/1.1\r\n" + b"A: b\r\n" * 101 + b"\r\n", 431)
         self.assertRefused(b"GET /ping HTTP/1.1\r\nA: " + b"x" * 40000 + b"\r\n\r\n", 431)
         self.assertRefused(b"GET /ping HTTP/1.1\r\n" + (b"A: " + b"x" * 9000 + b"\r\n") * 10 + b"\r\n", 431)
-        self.assertEqual(self.exchange(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 98 + b"\r\n")[0][0], 200)
+        self.assertRefused(b"GET /ping HTTP/1.1\r\n" + (b"A: " + b"x" * 9000 + b"\r\n") * 10, 431)      # and no end
+        self.assertEqual(self.exchange(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 99 + b"\r\n")[0][0], 200)
 
     def test_blanks_around_a_value_are_not_part_of_it(self):
         self.assertEqual(self.exchange(b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: \t swordfish \t\r\n\r\n")[0][0], 200)
 
     def test_a_secret_that_is_given_twice_is_refused(self):
         self.assertRefused(b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: a\r\nRtot-Secret: swordfish\r\n\r\n")
+        self.assertRefused(b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\nAuthorization: Bearer swordfish\r\n\r\n")
 
     def test_every_answer_names_the_version_and_forbids_to_sniff_or_store(self):
         for path in ("/ping", "/nothing", "/jobs/abc"):
@@ -139,6 +145,14 @@ class BodyTest(HttpCase):
                      b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", b"Content-Length : 5"):
             with self.subTest(line=line[:60]):
                 self.assertRefused(post(b"true\n", line))
+
+    def test_a_length_beside_a_coding_is_refused_where_each_alone_would_do(self):
+        body = b"5\r\ntrue\n\r\n0\r\n\r\n"
+        coding, length = b"Transfer-Encoding: chunked", b"Content-Length: %d" % len(body)
+        for line in (length + b"\r\n" + coding, coding + b"\r\n" + length, b"Content-Length: 0\r\n" + coding,
+                     coding + b"\r\n" + coding, coding + b"\r\nTransfer-Encoding: identity"):
+            with self.subTest(line=line):
+                self.assertRefused(post(body, line))
 
     def test_an_unknown_coding_is_refused(self):
         for coding in (b"gzip", b"gzip, chunked", b"chunked, gzip", b"xchunked", b""):
@@ -165,8 +179,15 @@ class BodyTest(HttpCase):
         status, _, answer = self.exchange(post(body, b"Transfer-Encoding: Chunked"))[0]
         self.assertEqual((status, json.loads(answer.decode("utf-8"))["jobs"][0]["out"]), (201, "hi\ndone\n"))
 
+    def test_the_next_request_begins_behind_the_trailers_of_which_there_may_be_a_hundred(self):
+        body = b"5\r\ntrue\n\r\n0\r\n%b\r\n"
+        data = post(body % b"Trailer: x\r\n", b"Transfer-Encoding: chunked") + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+        self.assertEqual([status for status, _, _ in self.exchange(data, 2)], [201, 200])
+        self.assertRefused(post(body % (b"A: b\r\n" * 101), b"Transfer-Encoding: chunked"), 431)
+
     def test_bad_chunks_are_refused(self):
         for body in (b"x\r\n", b"-1\r\n", b"+5\r\n", b"0x5\r\ntrue\n\r\n0\r\n\r\n", b"\r\n", b"5\r\ntrue\nXX0\r\n\r\n",
+                     b"5\r\ntrue\nXX\r\n0\r\n\r\n", b"5\r\ntrue\n0\r\n\r\n0\r\n\r\n",
                      b"5\ntrue\n\r\n0\r\n\r\n", b"f" * 16 + b"\r\n", b"5_\r\n", b"5 5\r\n", b"5\r\ntrue\n\r\n0\r\nbad trailer\r\n\r\n",
                      b"5;" + b"x" * 40000 + b"\r\n"):
             with self.subTest(body=body[:60]):
@@ -191,6 +212,33 @@ class BodyTest(HttpCase):
         data = b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nDELETE / HTTP/1.1\r\nHost: x\r\n\r\n"
         answers = self.exchange(data + b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n", 2)
         self.assertEqual([status for status, _, _ in answers], [200, 200])
+
+    def test_a_large_body_that_nobody_wants_is_not_read(self):
+        for line in (b"Content-Length: 1000000000", b"Transfer-Encoding: chunked"):
+            _, headers, _ = self.exchange(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")[0]
+            self.assertEqual(headers["connection"], "close")
+
+    def test_a_client_that_waits_for_100_and_gets_an_error_is_not_waited_for(self):
+        for path in (b"/nothing", b"/jobs?nonsense"):
+            answer = self.server.raw(post(b"", b"Content-Length: 7", b"Expect: 100-continue", path=path))
+            self.assertEqual(split_answer(answer)[1]["connection"], "close")
+            self.assertNotIn(b"100 Continue", answer)
+
+    def test_a_413_comes_before_the_body_is_read(self):
+        for more in ((), (b"Expect: 100-continue",)):
+            self.assertRefused(post(b"", b"Content-Length: 17000000", *more), 413)
+
+    def test_one_that_goes_on_after_its_answer_is_not_read_for_ever(self):
+        head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+        with self.server.connect(source=support.stranger()) as connection:      # that does not close
+            connection.sendall(head)
+            self.assertEqual(self.read_answer(connection.makefile("rb"))[0], 401)
+            wait_until(lambda: self.server.threads() == 2)
+        with self.server.connect(source=support.stranger()) as connection:      # that does not stop
+            connection.sendall(head)
+            with self.assertRaises(OSError):
+                for _ in range(8):
+                    connection.sendall(b"x" * rtot.LINGER_BYTES)
 
     def test_a_401_comes_before_the_body_is_read_and_the_body_is_never_a_request(self):
         body = b"POST /jobs HTTP/1.1\r\n" + AUTH + b"Content-Length: 4\r\n\r\ntrue"
@@ -260,6 +308,11 @@ class ConnectionTest(HttpCase):
             accepted, _ = server.get_request()
             self.addCleanup(accepted.close)
             self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        sent = []
+        connection = rtot.Connection.__new__(rtot.Connection)
+        connection.wire = unittest.mock.Mock(send=lambda *parts: sent.append(b"".join(parts)))
+        connection._send(rtot.Request("GET", b"/", 11, {}), rtot.Response(200, b"body"), True)
+        self.assertEqual([data[-8:] for data in sent], [b"\r\n\r\nbody"])
 
     def test_takes_hundreds_of_connections_at_once(self):
         """A backlog of 5 made 200 of them take a second, or fail; while the server is stopped, all of them have to wait there."""
@@ -288,12 +341,68 @@ class ConnectionTest(HttpCase):
 
 class WireTest(unittest.TestCase):
 
+    def test_one_that_takes_nothing_for_too_long_is_gone(self):
+        with unittest.mock.patch.object(rtot, "SEND_TIMEOUT", 0.1):
+            for tls in (False, True):
+                ours, theirs = socket.socketpair()
+                with contextlib.closing(ours), contextlib.closing(theirs):
+                    wire, ended = rtot.Wire(ours, rtot.Limits(1, 1, 1, 1, 256), tls), []
+
+                    def send():
+                        try:
+                            wire.send(b"x" * (1 << 24))
+                        except rtot.ClientGone:
+                            ended.append(True)
+                    thread = threading.Thread(target=send, daemon=True)
+                    thread.start()
+                    thread.join(support.LIMIT / 4)
+                    self.assertEqual(ended, [True])
+
     def test_time_that_is_up_is_a_timeout(self):
         limits = rtot.Limits(1, 1, 1, 1, 256)
         for tls in (False, True):
             ours, theirs = socket.socketpair()
             with contextlib.closing(ours), contextlib.closing(theirs):
                 self.assertRaises(socket.timeout, rtot.Wire(ours, limits, tls).receive, -0.5)
+
+
+class AcceptTest(unittest.TestCase):
+
+    def server(self, connections=100):
+        server = rtot.Server(("127.0.0.1", 0), None, rtot.Log("text"), rtot.Limits(connections, 1, 1, 1, 256))
+        self.addCleanup(server.server_close)
+        return server
+
+    def test_backs_off_while_there_is_no_descriptor(self):
+        """What waits to be accepted stays readable: without a pause the loop would spin."""
+        server = self.server()
+        with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep") as sleep:
+            server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=OSError(errno.EMFILE, "x")))
+            self.assertRaises(OSError, server.get_request)
+        sleep.assert_called_once_with(0.1)
+
+    def test_the_last_descriptors_are_left_to_scripts_and_modules(self):
+        server = self.server()
+        server._refuse = unittest.mock.Mock()
+
+        def accepted(number):
+            connection = unittest.mock.Mock(**{"fileno.return_value": number})
+            return server.verify_request(connection, None)
+        self.assertEqual([accepted(number) for number in (10, 247, 248, 255)], [True, True, False, False])
+        self.assertIn("descriptor", server._refuse.call_args[0][1])
+        # Each that has one of the last already, since room was made for it, leaves one of the others.
+        for number in (248, 250):
+            server.connections.add(unittest.mock.Mock(**{"waiting_since": None, "connection.fileno.return_value": number}))
+        self.assertEqual([accepted(number) for number in (10, 245, 246, 247)], [True, True, False, False])
+
+    def test_without_a_thread_it_is_a_503(self):
+        server = self.server()
+        with socket.create_connection(server.server_address) as client, unittest.mock.patch.object(
+                threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
+            server.handle_request()
+            status, headers, body = split_answer(support.read_all(client))
+        self.assertEqual((status, headers["retry-after"]), (503, "1"))
+        self.assertIn(b"threads", body)
 
 
 class CapTest(HttpCase):

@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+import sys
 import threading
 import time
 import unittest
@@ -64,6 +65,19 @@ class ScriptTest(ServerCase):
         self.assertEqual(self.server.out(number), script.partition(b"\n")[2])
         self.assertEqual(self.server.get("/jobs/%d/script" % number).body, script)
 
+    def test_a_script_that_somebody_has_open_for_writing_runs(self):
+        """To execute it would be ETXTBSY, text file busy: so its interpreter is what is executed."""
+        server = self.own_server("-j", "1")
+        first, second = server.start("read line", "stdin"), server.start("echo $0")
+        (directory,) = [name for name in server.leftovers()]
+        paths = [os.path.join(server.tmp, directory, name) for name in os.listdir(os.path.join(server.tmp, directory))]
+        self.assertEqual(len(paths), 2)
+        files = [open(path, "ab") for path in paths]
+        server.post("/jobs/%d/stdin" % first, "\n")
+        self.assertIn(server.job(second, "wait")["out"].rstrip("\n"), paths)
+        for file in files:
+            file.close()
+
     def test_the_script_stays_until_it_has_exited_and_not_longer(self):
         number = self.server.start("read -t 60 line; cat $0 | wc -l; echo $line $0", "stdin")
         self.server.post("/jobs/%d/stdin?eof" % number, "go\n")
@@ -95,6 +109,13 @@ class EnvironmentTest(ServerCase):
             out = server.run(script)["out"].split()
             self.assertEqual((out[0], out[2], len(out)), ("SigBlk:", "SigIgn:", 4), out)
             self.assertEqual((int(out[1], 16), int(out[3], 16) & ~internal), (0, 0), out)
+
+    def test_what_the_server_was_started_with_blocked_is_not_blocked_in_a_job(self):
+        block = [sys.executable, "-c", "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, "
+                 "signal.SIGTERM, signal.SIGCHLD]); os.execv(sys.argv[1], sys.argv[1:])"]
+        server = self.own_server(wrapper=block)
+        for query in ("", "cwd=/"):
+            self.assertEqual(int(server.run("grep ^SigBlk /proc/self/status", query)["out"].split()[1], 16), 0)
 
     def test_a_broken_pipe_ends_a_writer(self):
         self.assertEqual(self.server.run("yes | head -n 1; echo ${PIPESTATUS[0]}")["out"], "y\n141\n")
@@ -319,6 +340,26 @@ class StopTest(ServerCase):
         wait_until(lambda: self.server.children() == ([], []), "no children")
         wait_until(lambda: self.server.descriptors() <= before, "%d descriptors" % before)
 
+    def test_two_that_end_at_the_same_moment_are_both_seen(self):
+        """Their signals are one: who is asked first, since his output had ended, may not be all."""
+        server = self.own_server()
+        silent = server.start("exec >&- 2>&-; sleep 99")
+        held = server.start("setsid sleep 99 & echo $!; sleep 99")
+        pid = int(server.wait_for_out(held, b"\n"))
+        self.addCleanup(os.kill, pid, signal.SIGKILL)
+        leaders = [server.job(number)["pid"] for number in (silent, held)]
+        wait_until(lambda: server.descriptors_of(leaders[0]) == ["/dev/null"])
+        wait_until(lambda: len(server.pipes()) == 2 + 2)       # of the other job, and to wake the loop
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for leader in leaders:
+                os.kill(leader, signal.SIGKILL)
+                wait_until(lambda: not is_alive(leader))
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for number in (silent, held):
+            self.assertEqual(server.get("/jobs/%d?wait=10" % number).job["exit"], "signal: killed")
+
     def test_a_zombie_that_pins_its_group_hides_no_other_end(self):
         held = self.server.run("sleep 99 & true")
         self.assertEqual([self.server.run("exit 5")["exit_code"] for _ in range(5)], [5] * 5)
@@ -370,6 +411,63 @@ class ParallelTest(ServerCase):
         thread.join()
 
 
+    def test_a_client_that_goes_away_before_it_has_started_frees_its_thread(self):
+        self.addCleanup(lambda: self.server.delete("/jobs"))
+        for _ in range(2):
+            self.server.start("sleep 99")
+        waiting = self.server.start("cat", "stdin")
+        wait_until(lambda: self.server.threads() == 2)
+        with self.server.connect() as connection:
+            connection.sendall(b"POST /jobs/%d/stdin HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n"
+                               b"Content-Length: 1\r\n\r\nx" % waiting)
+            wait_until(lambda: self.server.threads() == 3)
+        wait_until(lambda: self.server.threads() == 2)
+
+
+class ShareTest(ServerCase):
+    options = ("--max-output", "100K", "--max-total", "250K")
+
+    def setUp(self):
+        self.addCleanup(lambda: self.server.delete("/jobs"))
+
+    def dropped(self, *numbers):
+        return [self.server.job(number)["dropped"] for number in numbers]
+
+    def test_a_deleted_job_gives_its_share_back(self):
+        first, second = [self.server.run("head -c 100000 /dev/zero")["id"] for _ in range(2)]
+        self.server.delete("/jobs/%d" % second)     # not the oldest, which would be the first to pay
+        third = self.server.run("head -c 100000 /dev/zero")["id"]
+        self.assertEqual(self.dropped(first, third), [0, 0])
+
+    def test_who_printed_longest_ago_pays_and_not_who_began_first(self):
+        first = self.server.start("head -c 50000 /dev/zero; read line; head -c 50000 /dev/zero", "stdin")
+        self.server.wait_for_out(first, b"\0" * 50000)
+        second = self.server.run("head -c 100000 /dev/zero")["id"]
+        self.server.post("/jobs/%d/stdin" % first, "\n")
+        self.server.get("/jobs/%d?wait" % first)
+        third = self.server.run("head -c 100000 /dev/zero")["id"]
+        self.assertEqual(self.dropped(first, second, third), [0, 300000 - 250 * 1024, 0])
+
+    def test_what_a_forgotten_job_still_prints_costs_nobody_anything(self):
+        kept = self.server.run("head -c 100000 /dev/zero")["id"]
+        fifo = os.path.join(self.server.tmp, "fifo")
+        os.mkfifo(fifo)
+        self.addCleanup(os.unlink, fifo)
+        for _ in range(2):
+            job = self.server.run("(read line < %s; head -c 100000 /dev/zero; exec sleep 99) & echo $!" % fifo)
+            pid = int(job["out"])
+            self.addCleanup(os.kill, pid, signal.SIGKILL)
+            self.server.delete("/jobs/%d" % job["id"])
+            with open(fifo, "w") as file:
+                file.write("\n")
+
+            def printed():
+                with open("/proc/%d/cmdline" % pid, "rb") as file:
+                    return file.read().startswith(b"sleep")
+            wait_until(printed)
+        self.assertEqual(self.dropped(kept), [0])
+
+
 class BoundTest(ServerCase):
     options = ("--max-output", "100K", "--max-total", "250K", "--keep", "3")
 
@@ -386,13 +484,6 @@ class BoundTest(ServerCase):
         first, second, third = [self.server.run("head -c 100000 /dev/zero")["id"] for _ in range(3)]
         dropped = [self.server.job(number)["dropped"] for number in (first, second, third)]
         self.assertEqual(dropped, [300000 - 250 * 1024, 0, 0])
-
-    def test_a_deleted_job_gives_its_share_back(self):
-        for _ in range(3):
-            self.server.run("head -c 100000 /dev/zero")
-        self.server.delete("/jobs")
-        numbers = [self.server.run("head -c 100000 /dev/zero")["id"] for _ in range(2)]
-        self.assertEqual([self.server.job(number)["dropped"] for number in numbers], [0, 0])
 
     def test_forgets_the_oldest_complete_jobs_beyond_those_to_keep(self):
         numbers = [self.server.run("true")["id"] for _ in range(5)]
@@ -538,6 +629,15 @@ class TerminalTest(ServerCase):
             os.kill(int(job["out"]), signal.SIGKILL)
 
 
+    def test_a_terminal_that_all_have_closed_does_not_spin_the_server(self):
+        number = self.server.start("trap '' HUP; exec <&- >&- 2>&-; sleep 2; exit 3", "tty")
+        wait_until(lambda: self.server.job(number)["pid"] and not self.server.descriptors_of(self.server.job(number)["pid"]))
+        before = self.server.cpu()
+        time.sleep(0.5)         # a span in which nothing may be done, not a wait for something
+        self.assertLess(self.server.cpu() - before, 0.2)
+        self.assertEqual(self.server.get("/jobs/%d/exit?wait" % number).body, b"3\n")
+
+
 class LoadTest(ServerCase):
 
     def test_two_thousand_jobs_of_32_clients_at_once_all_complete_with_the_right_output(self):
@@ -588,6 +688,28 @@ class NothingLeftTest(unittest.TestCase):
 
     def test_sigint_ends_everything(self):
         self.end(lambda server: server.process.send_signal(signal.SIGINT))
+
+    def test_what_waits_for_its_turn_never_starts(self):
+        server = support.Server("-j", "1").ready()
+        self.addCleanup(server.close)
+        server.start("sleep 99")
+        server.start("touch %s/marker" % server.tmp)
+        self.assertEqual(server.stop(), 0)
+        self.assertEqual(server.leftovers(), [])
+
+    def test_who_waits_for_a_job_gets_his_answer_before_the_server_ends(self):
+        server = support.Server().ready()
+        self.addCleanup(server.close)
+        number, statuses = server.start("sleep 99"), []
+        threads = [threading.Thread(target=lambda: statuses.append(server.get("/jobs/%d?wait" % number).status))
+                   for _ in range(40)]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: server.threads() == 42)
+        self.assertEqual(server.stop(), 0)
+        for thread in threads:
+            thread.join()
+        self.assertEqual(statuses, [200] * 40)
 
     def test_what_has_left_its_group_does_not_keep_the_server(self):
         server = support.Server().ready()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 import support
 import rtot
@@ -107,6 +108,11 @@ class WorkspaceTest(unittest.TestCase):
         os.makedirs(os.path.join(tree, "2024", "deep"))
         others = [tree, self.directory("other", "1"), self.directory("rtot-notes", "1"),
                   self.directory("rtot-notes_01", "1", "important"), self.directory("rtot-shared01", "1", mode=0o755)]
+        others.append(self.directory("rtot-readable", "1"))
+        os.chmod(os.path.join(others[-1], "1"), 0o644)
+        if not os.geteuid():
+            others.append(self.directory("rtot-strange1", "1"))
+            os.chown(others[-1], 65534, -1)
         os.symlink(others[0], os.path.join(self.tmp.name, "rtot-link_001"))
         self.workspace().sweep()
         self.assertFalse(os.path.exists(stale))
@@ -129,10 +135,22 @@ class WorkspaceTest(unittest.TestCase):
             if len(made) < 3:
                 os.rmdir(made[-1])
             return made[-1]
-        tempfile.mkdtemp = swept
-        self.addCleanup(setattr, tempfile, "mkdtemp", real)
-        script = self.workspace().write(b"x")
+        with unittest.mock.patch.object(tempfile, "mkdtemp", swept):
+            script = self.workspace().write(b"x")
         self.assertEqual(os.path.dirname(script.path), os.fsencode(made[2]))
+
+    def test_makes_another_directory_when_a_sweeper_removed_what_it_is_about_to_lock(self):
+        import fcntl
+        directories, real = [], fcntl.flock
+
+        def swept(fd, operation):
+            directories.append(os.path.join(self.tmp.name, *os.listdir(self.tmp.name)))
+            if len(directories) < 3:
+                os.rmdir(directories[-1])
+            real(fd, operation)
+        with unittest.mock.patch.object(fcntl, "flock", swept):
+            script = self.workspace().write(b"x")
+        self.assertEqual(os.path.dirname(script.path), os.fsencode(directories[2]))
 
     def test_makes_its_directory_again_when_somebody_cleaned_it_away(self):
         workspace = self.workspace()
