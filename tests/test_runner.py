@@ -343,13 +343,14 @@ class StopTest(ServerCase):
     def test_two_that_end_at_the_same_moment_are_both_seen(self):
         """Their signals are one: who is asked first, since his output had ended, may not be all."""
         server = self.own_server()
+        before = len(server.pipes())
         silent = server.start("exec >&- 2>&-; sleep 99")
         held = server.start("setsid sleep 99 & echo $!; sleep 99")
         pid = int(server.wait_for_out(held, b"\n"))
         self.addCleanup(os.kill, pid, signal.SIGKILL)
         leaders = [server.job(number)["pid"] for number in (silent, held)]
         wait_until(lambda: server.descriptors_of(leaders[0]) == ["/dev/null"])
-        wait_until(lambda: len(server.pipes()) == 2 + 2)       # of the other job, and to wake the loop
+        wait_until(lambda: len(server.pipes()) == before + 2)      # those of the other
         os.kill(server.pid, signal.SIGSTOP)
         try:
             for leader in leaders:
