@@ -2378,11 +2378,6 @@ class Connections:
             full = scarce or len(self._open) >= self.limit
         return not full or self.close_one()
 
-    def count_from(self, descriptor):
-        """Return how many have that descriptor or a higher one."""
-        with self.lock:
-            return sum(one.connection.fileno() >= descriptor for one in self._open)
-
     def close_one(self):
         """Close the one that has waited longest; return whether there was one that waits."""
         with self.lock:
@@ -2504,19 +2499,13 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return connection, address
 
     def verify_request(self, request, client_address):
-        scarce = self._is_scarce(request.fileno())
+        most = self.limits.descriptors          # the lowest that is free is taken: a high one is one of the last
+        scarce = request.fileno() >= most - min(SPARE, most // 8)
         if self.connections.make_room(scarce):
             return True
         self._refuse(request, "no descriptor is left" if scarce else
                      "all %d connections are in use" % self.limits.connections)
         return False
-
-    def _is_scarce(self, descriptor):
-        """Is it, the lowest that was free, one of the last?  Each connection with one of those leaves a lower one free."""
-        most = self.limits.descriptors
-        spare = min(SPARE, most // 8)
-        return (descriptor >= most - 2 * spare
-                and descriptor >= most - spare - self.connections.count_from(most - spare))
 
     def process_request(self, request, client_address):
         try:
