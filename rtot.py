@@ -891,7 +891,10 @@ class Workspace:
             return False
 
     def _make(self):
-        """Make the directory and lock it; again, if a sweeper came between the two."""
+        """Make the directory and lock it; again, if a sweeper came between the two.
+
+        One that had it before us, and is gone, has removed it: _create will see.
+        """
         import fcntl
         import tempfile
         while True:
@@ -905,12 +908,11 @@ class Workspace:
                 raise
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(fd).st_nlink:
-                    self._directory, self._fd = os.fsencode(path), fd
-                    return
-            except BlockingIOError:
-                pass
-            os.close(fd)
+            except BlockingIOError:             # a sweeper has it
+                os.close(fd)
+                continue
+            self._directory, self._fd = os.fsencode(path), fd
+            return
 
     def _create(self):
         """Return (path, descriptor) of a new file in the directory, which is made if there is none (any more)."""
@@ -922,7 +924,7 @@ class Workspace:
                 path = b"%s/%d" % (self._directory, self._names)
                 try:
                     return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                except FileNotFoundError:       # somebody cleaned the temporary directory
+                except FileNotFoundError:       # a sweeper was quicker, or somebody cleaned the temporary directory
                     os.close(self._fd)
                     self._directory = None
 
