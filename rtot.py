@@ -911,6 +911,8 @@ class Workspace:
             except BlockingIOError:             # a sweeper has it
                 os.close(fd)
                 continue
+            except OSError:                     # there are no locks here: nobody can sweep it, either
+                pass
             self._directory, self._fd = os.fsencode(path), fd
             return
 

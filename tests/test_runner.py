@@ -1,4 +1,5 @@
 """Jobs as processes: started, caught, ended, bounded."""
+import contextlib
 import os
 import re
 import signal
@@ -697,6 +698,18 @@ class NothingLeftTest(unittest.TestCase):
         server.start("touch %s/marker" % server.tmp)
         self.assertEqual(server.stop(), 0)
         self.assertEqual(server.leftovers(), [])
+
+    def test_an_answer_that_is_under_way_is_sent_to_its_end(self):
+        code = "import rtot, sys; rtot.DRAIN = 60; sys.exit(rtot.main())"
+        server = support.Server(program=["-c", code], cwd=support.ROOT).ready()
+        self.addCleanup(server.close)
+        number = server.run("head -c 30M /dev/zero", fields="")["id"]
+        with contextlib.closing(server.client()) as client:
+            client.request("GET", "/jobs/%d/out" % number, headers={"Rtot-Secret": server.secret})
+            response = client.getresponse()
+            self.assertEqual(server.delete("/").status, 204)
+            self.assertEqual(len(response.read()), 30 << 20)
+        self.assertEqual(server.process.wait(support.LIMIT), 0)
 
     def test_who_waits_for_a_job_gets_his_answer_before_the_server_ends(self):
         server = support.Server().ready()

@@ -152,6 +152,13 @@ class WorkspaceTest(unittest.TestCase):
             script = self.workspace().write(b"x")
         self.assertEqual(os.path.dirname(script.path), os.fsencode(directories[2]))
 
+    def test_does_without_a_lock_where_there_are_none(self):
+        import fcntl
+        with unittest.mock.patch.object(fcntl, "flock", side_effect=OSError(errno.ENOLCK, "No locks available")):
+            script = self.workspace().write(b"x")
+            self.workspace().sweep()
+        self.assertTrue(os.path.exists(script.path))
+
     def test_makes_its_directory_again_when_somebody_cleaned_it_away(self):
         workspace = self.workspace()
         first = workspace.write(b"1")
