@@ -3540,11 +3540,15 @@ def prepare_process():
     while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
         fd = os.open(os.devnull, os.O_RDWR)
     os.close(fd)
-    for name in os.listdir("/dev/fd"):
+    try:
+        numbers = map(int, os.listdir("/dev/fd"))
+    except OSError:                                 # no /proc is mounted
+        numbers = range(min(os.sysconf("SC_OPEN_MAX"), 65536))
+    for number in numbers:
         try:
-            if int(name) > 2:
-                os.set_inheritable(int(name), False)
-        except OSError:                             # the one that listed them
+            if number > 2:
+                os.set_inheritable(number, False)
+        except OSError:                             # the one that listed them, or none
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     # What is ignored stays so in a child, what has a handler does not (execve(2)): so that nohup, or a

@@ -609,6 +609,22 @@ class NamespaceTest(unittest.TestCase):
             server.run("true")
         wait_until(lambda: server.descriptors() <= before)
 
+    def test_without_proc_it_runs_and_says_what_it_cannot(self):
+        """As in a chroot of a host that is being rescued."""
+        server = self.server("exec 7</etc/passwd && mount -t tmpfs none /proc")
+        self.assertIn("rtot: the secret can be seen in ps here: give it by --secret-file or RTOT_SECRET\n", server.log())
+        job = server.run("trap '' TERM; sleep 98 & echo $!; exit 3")
+        self.assertEqual((job["exit_code"], job["held"]), (3, True))
+        with open("/proc/%d/stat" % int(job["out"])):       # of the namespace outside, which has a /proc
+            self.assertEqual(server.descriptors_of(int(job["out"]))[0], "/dev/null")
+        self.assertFalse(os.path.exists("/proc/%s/fd/7" % job["out"].strip()))
+        self.assertEqual(server.post("/jobs/%d/kill?grace=0.2" % job["id"]).status, 204)
+        wait_until(lambda: not is_alive(int(job["out"])))
+        server.start("sleep 99")
+        self.assertEqual(server.delete("/").status, 204)
+        self.assertEqual(server.process.wait(support.LIMIT), 0)
+        self.assertEqual(server.leftovers(), [])
+
     def test_as_pid_1_it_ends_on_term_and_reaps_orphans(self):
         server = Server(wrapper=["unshare", "-p", "-f", "--mount-proc"]).ready()
         self.addCleanup(server.close)
