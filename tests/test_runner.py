@@ -70,7 +70,7 @@ class ScriptTest(ServerCase):
         """To execute it would be ETXTBSY, text file busy: so its interpreter is what is executed."""
         server = self.own_server("-j", "1")
         first, second = server.start("read line", "stdin"), server.start("echo $0")
-        (directory,) = [name for name in server.leftovers()]
+        (directory,) = server.leftovers()
         paths = [os.path.join(server.tmp, directory, name) for name in os.listdir(os.path.join(server.tmp, directory))]
         self.assertEqual(len(paths), 2)
         files = [open(path, "ab") for path in paths]
