@@ -748,8 +748,9 @@ class JobStore:
         """Give the job its id and keep it."""
         with self.lock:
             if self._script_bytes + len(job.script) > self.max_scripts:
-                raise InsufficientStorage("the scripts of the jobs held take %d bytes: delete complete jobs, as "
-                                          "by DELETE /jobs?state=complete" % self._script_bytes)
+                raise InsufficientStorage(
+                    "the scripts of the jobs held take %d bytes, and may take %d: delete complete jobs, as by DELETE "
+                    "/jobs?state=complete" % (self._script_bytes, self.max_scripts))
             self._script_bytes += len(job.script)
             job.id = self._next_id
             self._next_id += 1
@@ -795,7 +796,7 @@ def parse_shebang(script):
     """Return (interpreter, argument or None) as the kernel would read them from the first 256 bytes.
 
     The rules are those of Linux's fs/binfmt_script.c: one argument, blanks around it cut, no newline
-    needed at the end of the file.  OSError ENOEXEC for what the kernel would not take.
+    needed at the end of the file.  OSError ENOEXEC or EACCES for what the kernel would not take.
     """
     head = script[:SHEBANG_SIZE].ljust(SHEBANG_SIZE, b"\0")
     end = head.find(b"\n")
@@ -807,6 +808,8 @@ def parse_shebang(script):
     if not line:
         raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
     name, blanks, argument = re.match(b"([^ \t\0]*)([ \t]*)([^\0]*)", line).groups()
+    if not name:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
     return name, argument if blanks else None
 
 
@@ -882,7 +885,8 @@ class Workspace:
         """Can a server of our user have made it?  Then it is 0700, with files alone, 0600, with numbers for names."""
         try:
             status = entry.stat(follow_symlinks=False)
-            if status.st_uid != os.geteuid() or status.st_mode != stat.S_IFDIR | 0o700:
+            mode = status.st_mode & ~stat.S_ISGID       # which a directory gives to those made in it (inode(7))
+            if status.st_uid != os.geteuid() or mode != stat.S_IFDIR | 0o700:
                 return False
             with os.scandir(entry.path) as files:
                 return all(re.fullmatch("[0-9]+", file.name, re.ASCII)
@@ -1012,41 +1016,44 @@ class Process:
     `pipes`: the stream that each descriptor carries; `input`: the descriptor of standard input, or None;
     `feeds`: what is to be written there, as [memoryview, Reply]; `ended`: how the script ended, as
     (text, code), from when on its leader is a zombie that pins the number of the group; `killing`: the
-    timer of a SIGKILL to come; `paused`: why its output is not read for a moment, see _hold_back;
+    timer of a SIGKILL to come; `printed`: the end of the output, at most, that the script itself may have
+    left in its pipes; `paused`: why its output is not read for a moment, see _hold_back;
     `forgotten`: it is thrown away; `wide`: those of the pipes that have been made to hold more; `crowd`: the
     timer of telling those who follow.
     """
 
     __slots__ = ("job", "pid", "pipes", "input", "feeds", "eof", "terminal", "script", "ended", "killing",
-                 "timers", "paused", "forgotten", "wide", "crowd")
+                 "timers", "printed", "paused", "forgotten", "wide", "crowd")
 
     def __init__(self, job, script):
         self.job, self.script = job, script
         self.pid = self.input = self.terminal = self.ended = self.killing = None
         self.pipes, self.feeds, self.timers, self.wide = {}, collections.deque(), [], set()
         self.eof = self.forgotten = False
-        self.crowd = self.paused = None
+        self.crowd = self.paused = self.printed = None
 
 
 def living_groups():
-    """Return the process groups that have a member that is no zombie, from proc_pid_stat(5).
+    """Return the process groups that have a member that lives, from proc_pid_stat(5).
 
-    None where there is no such /proc.  A group's zombie leader still takes signals, so kill(2) can't tell.
+    None where that can't be told: no /proc, or that of other processes (pid_namespaces(7)), or no descriptor.
+    A group's zombie leader still takes signals, so kill(2) can't tell.
     """
     groups = set()
     try:
-        numbers = [name for name in os.listdir("/proc") if name.isdigit()]
+        if os.readlink("/proc/self") != str(os.getpid()):
+            return None
+        for number in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open("/proc/%s/stat" % number, "rb") as file:
+                    fields = file.read().rpartition(b")")[2].split()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):     # gone meanwhile, or not for us to end
+                continue
+            if fields[0] not in b"ZX" or int(fields[17]) > 1:       # a zombie may have threads that live
+                groups.add(int(fields[2]))
     except OSError:
         return None
-    for number in numbers:
-        try:
-            with open("/proc/%s/stat" % number, "rb") as file:
-                state, _, group = file.read().rpartition(b")")[2].split()[:3]
-        except OSError:         # gone meanwhile
-            continue
-        if state not in b"ZX":
-            groups.add(int(group))
-    return groups if numbers else None
+    return groups
 
 
 def give_memory_back():
@@ -1127,6 +1134,10 @@ class Runner:
         self._call(self._feed, job, memoryview(data), eof, reply)
         return reply
 
+    def withdraw(self, job, reply):
+        """Write nothing more of what was to be answered by `reply`: who sent it is gone."""
+        self._call(self._withdraw, job, reply)
+
     def resize(self, job, terminal):
         """Give the job's terminal another size."""
         self._ask(self._resize, job, terminal)
@@ -1178,18 +1189,20 @@ class Runner:
                 timeout = self._timers[0].when - time.monotonic() if self._timers else LONGEST_WAIT
                 for key, _ in self._selector.select(min(max(timeout, 0), LONGEST_WAIT)):
                     function, process = key.data
-                    try:
-                        function(process, key.fd) if process else function()
-                    except MemoryError:     # what is held now is too much for this host
-                        self.max_total = self._total * 3 // 4
-                        self._shed()
-                self._run_timers()
+                    self._try(function, *((process, key.fd) if process else ()))
+                self._try(self._run_timers)
                 while self._untold:
                     self._untold.popleft().tell_end()
         finally:
             for process in self._processes.values():
                 self._signal(process, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
+
+    def _try(self, function, *args):
+        try:
+            function(*args)
+        except MemoryError:     # what is held now is too much for this host
+            self._shed(self._total * 3 // 4)
 
     def _finished(self):
         # It does not wait for ever: what sleeps uninterruptibly, or runs as another user, may not end.
@@ -1252,6 +1265,8 @@ class Runner:
                 self._not_started(process, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
             except ImportError:             # no descriptor to open a module with
                 self._not_started(process, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+            except ValueError:              # what posix_spawn refuses by itself: no script may end the loop
+                self._not_started(process, OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
 
     def _spawn(self, process):
         """Start the job's script as the leader of a session of its own."""
@@ -1260,7 +1275,7 @@ class Runner:
         try:
             ends, mine = self._open_ends(job.options, opened)
             process.pid = self._start(argv, executable, ends, process)
-        except (OSError, MemoryError, ImportError):
+        except (OSError, MemoryError, ImportError, ValueError):
             for fd in opened:
                 os.close(fd)
             raise
@@ -1333,13 +1348,29 @@ class Runner:
         if memory is not None:
             os.set_inheritable(memory, True)
         try:
-            pid = self._spawn_or_fork(argv, executable, ends, options.cwd, environ)
+            return self._with_limit(ends, self._spawn_or_fork, argv, executable, ends, options.cwd, environ)
         finally:
             if memory is not None:
                 os.set_inheritable(memory, False)
-        if self._nofile:
+
+    def _with_limit(self, ends, spawn, *args):
+        """Spawn with the limit of descriptors that jobs get; return the pid.
+
+        It is ours meanwhile, too: so where we have nearly as many in use, the job gets it a moment after its start.
+        """
+        if not self._nofile:
+            return spawn(*args)
+        import resource
+        soft, hard = self._nofile
+        if max(ends) + RESERVED >= soft:
+            pid = spawn(*args)
             self._restore_nofile(pid)
-        return pid
+            return pid
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            return spawn(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors, hard))
 
     def _spawn_or_fork(self, argv, executable, ends, cwd, environ):
         # Every other descriptor is close-on-exec (PEP 446; inherited ones from the start of main).
@@ -1435,7 +1466,7 @@ class Runner:
         self._kept[job] = self._kept.get(job, 0) + grown
         self._kept.move_to_end(job)
         self._total += grown
-        self._shed()
+        self._shed(self.max_total)
         if job.is_crowded() and not process.crowd:
             process.crowd = self.after(CROWD_PACE * len(job.output.readers), self._tell_crowd, process)
 
@@ -1444,10 +1475,11 @@ class Runner:
         process.crowd = None
         process.job.tell_crowd()
 
-    def _shed(self):
-        while self._total > self.max_total:
+    def _shed(self, most):
+        """Drop what was printed longest ago, until `most` bytes are kept in all."""
+        while self._total > most:
             oldest, kept = next(iter(self._kept.items()))
-            count = min(kept, self._total - self.max_total)
+            count = min(kept, self._total - most)
             oldest.shed(count)
             self._release_output(oldest, count)
 
@@ -1534,6 +1566,14 @@ class Runner:
         if process.eof:
             self._close_input(process)
 
+    def _withdraw(self, job, reply):
+        process = self._processes.get(job.id)
+        if not process:
+            return
+        if process.feeds and process.feeds[-1][1] is reply:
+            process.eof = False         # if it was to close it
+        process.feeds = collections.deque(feed for feed in process.feeds if feed[1] is not reply)
+
     def _close_input(self, process):
         if process.input is None:
             return
@@ -1617,6 +1657,7 @@ class Runner:
             dumped = " (core dumped)" if info.si_code == os.CLD_DUMPED else ""
             process.ended = ("signal: " + signal_words(number) + dumped, 128 + number)
         process.script.close()
+        process.printed = process.job.output.end + WIDE_PIPE * len(process.pipes)
         self._drain(process)
         if process.pipes:
             self.after(HELD_AFTER, self._held, process)
@@ -1633,7 +1674,7 @@ class Runner:
     def _held(self, process):
         """Something that the script left in the background holds the output: the job is complete without it."""
         self._drain(process)
-        if process.paused:
+        if process.paused and process.job.output.end < process.printed:
             self.after(HELD_AFTER, self._held, process)
         elif process.pipes and not process.job.is_complete():
             self._finish(process, held=True)
@@ -2408,6 +2449,16 @@ def show_address(address):
     return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
 
 
+def remove_file(path, log):
+    """Remove a file that is ours; say so if that can't be."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.event("cannot remove %s: %s" % (path, error.strerror))
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Accepts connections in its own thread and gives each a thread of its own."""
 
@@ -2475,10 +2526,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def server_close(self):
         super().server_close()
         if self._path is not None:      # ours: TCPServer closes what it could not bind, too
-            try:
-                os.unlink(self._path)
-            except FileNotFoundError:
-                pass
+            remove_file(self._path, self.log)
+            self._path = None
 
     @property
     def url(self):
@@ -3170,20 +3219,21 @@ class App:
 
     @staticmethod
     def _follow(job, reader):
-        """Yield what the job prints as it comes, until it is complete; b"" now and then when it is quiet."""
+        """Yield what the job prints as it comes, until it is complete; b"" now and then when it is quiet.
+
+        What something in the background prints after that does not belong to it: there might be no end.
+        """
         def more():
             return reader.read(WIDE_READ_SIZE)
         readers = job.output.readers
         with job.lock:
             readers.append(reader)
         try:
-            while True:
-                data = job.wait(more, TICK)
-                if not data and job.is_complete():
-                    data = job.wait(more, 0)        # what came between the two
-                    if not data:
-                        return
-                yield data
+            while not job.is_complete():
+                yield job.wait(more, TICK)
+            with job.lock:
+                length = reader.source.end - reader.position
+            yield from job.slices(reader, length, WIDE_READ_SIZE)
         finally:
             with job.lock:
                 readers.remove(reader)
@@ -3201,8 +3251,12 @@ class App:
             ended = request.body.ended
             if data or eof and ended:
                 reply = self.runner.feed(job, data, eof and ended)
-                while not reply.wait(TICK):
-                    request.check()
+                try:
+                    while not reply.wait(TICK):
+                        request.check()
+                except ClientGone:
+                    self.runner.withdraw(job, reply)
+                    raise
                 reply.result()
             if ended:
                 return Response(204)
@@ -3351,11 +3405,9 @@ class PidFile:
         except OSError as error:
             raise CannotStart("cannot write %s: %s" % (path, error.strerror)) from None
 
-    def remove(self):
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
+    def remove(self, log):
+        os.ftruncate(self.fd, 0)        # in a directory that is not ours it stays
+        remove_file(self.path, log)
 
 
 def wrong(text, right):
@@ -3572,7 +3624,6 @@ def raise_nofile():
 def serve(server, runner, workspace, ends_us):
     """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
     threading.stack_size(512 * 1024)        # bytes; a thousand connections with 8 MB each are too many for some
-    runner.catch_signals(ends_us)
     gc.enable()
     # Threads inherit the mask: signals are for this one, and interrupt no other at each child that ends.
     signal.pthread_sigmask(signal.SIG_BLOCK, ends_us | {signal.SIGCHLD, signal.SIGHUP})
@@ -3583,7 +3634,6 @@ def serve(server, runner, workspace, ends_us):
         runner.run()
         server.connections.drain(DRAIN)
     finally:
-        server.server_close()
         workspace.remove()
 
 
@@ -3654,10 +3704,7 @@ def listen(args, handed, secret, log):
 def self_destruct(path, log):
     """Remove the file that we were started from, and the link to it, if it was one."""
     for each in {path, os.path.realpath(path)} if os.path.islink(path) else {path}:
-        try:
-            os.unlink(each)
-        except OSError as error:
-            log.event("cannot remove %s: %s" % (each, error.strerror))
+        remove_file(each, log)
 
 
 def announce(server, log, made):
@@ -3684,15 +3731,17 @@ def run(args, secret, ends_us, log):
     try:
         made = None if secret else os.urandom(16).hex()
         server, runner, workspace = listen(args, handed, secret or made.encode("ascii"), log)
-        announce(server, log, made)
-        if detach:
-            detach(keep_stderr=bool(log.path))
-        serve(server, runner, workspace, ends_us)
+        with server:
+            runner.catch_signals(ends_us)       # before anybody knows that we are there
+            announce(server, log, made)
+            if detach:
+                detach(keep_stderr=bool(log.path))
+            serve(server, runner, workspace, ends_us)
         if args.self_destruct:
             self_destruct(sys.argv[0], log)
     finally:
         if pid_file:
-            pid_file.remove()
+            pid_file.remove(log)
 
 
 def main(argv=None):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 import support
 import rtot
@@ -424,6 +425,38 @@ class SignalTest(CliCase):
         server = self.start(wrapper=["bash", "-c", "trap '' HUP; exec \"$@\"", "bash"])
         server.process.send_signal(signal.SIGHUP)
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
+
+    def test_one_that_comes_as_soon_as_it_listens_ends_it_with_0_too(self):
+        code = ("import os, rtot, signal, sys; announce = rtot.announce; "
+                "rtot.announce = lambda *args: (announce(*args), os.kill(os.getpid(), signal.SIGTERM)); sys.exit(rtot.main())")
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "socket")
+            server = Server("--pid-file", os.path.join(directory, "pid"), address="unix:" + path,
+                            program=["-c", code], cwd=support.ROOT)
+            self.addCleanup(server.close)
+            self.assertEqual(server.process.wait(support.LIMIT), 0)
+            self.assertEqual(os.listdir(directory), [])
+
+    def test_a_file_that_may_not_be_removed_is_told_and_nothing_more(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "file")
+            log = unittest.mock.Mock()
+            pid_file = rtot.PidFile(path)
+            self.addCleanup(os.close, pid_file.fd)
+            with unittest.mock.patch.object(os, "unlink", side_effect=PermissionError(errno.EPERM, "Not permitted")):
+                pid_file.remove(log)
+            log.event.assert_called_once_with("cannot remove %s: Not permitted" % path)
+            self.assertEqual(os.stat(path).st_size, 0)
+            server = rtot.Server((path + ".socket", None), None, log, rtot.Limits(1, 1, 1, 1, 256))
+            with unittest.mock.patch.object(os, "unlink", side_effect=PermissionError(errno.EPERM, "Not permitted")):
+                server.server_close()
+            log.event.assert_called_with("cannot remove %s.socket: Not permitted" % path)
+
+    def test_a_start_that_fails_leaves_no_socket(self):
+        with tempfile.TemporaryDirectory() as directory:
+            status, _, err = run("-a", "unix:%s/socket" % directory, "-s", "x", "--log-file", "/no/such/file")
+            self.assertEqual((status, err), (1, "rtot: cannot write /no/such/file: No such file or directory\n"))
+            self.assertEqual(os.listdir(directory), [])
 
     def test_what_a_killed_server_left_is_swept_by_the_next(self):
         first = self.start()

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import unittest
+import unittest.mock
 
 import support
 import rtot
@@ -506,7 +507,8 @@ class ScarceTest(unittest.TestCase):
         import errno
         for error, text in ((OSError(errno.EAGAIN, "x"), "resource temporarily unavailable"),
                             (OSError(errno.ENOMEM, "x"), "cannot allocate memory"), (MemoryError(), "cannot allocate memory"),
-                            (ImportError(), "too many open files")):      # no descriptor to open a module with
+                            (ImportError(), "too many open files"),       # no descriptor to open a module with
+                            (ValueError(), "invalid argument")):
             def fail(*_, error=error):
                 started.append(error)
                 raise error
@@ -517,7 +519,28 @@ class ScarceTest(unittest.TestCase):
             runner._submit(job, rtot.Script(b"/no/such/script"))
             self.assertEqual((job.state, job.exit, job.exit_code), ("complete", "fork/exec /bin/sh: " + text, 126))
             self.assertEqual(len(os.listdir("/proc/self/fd")), before)
-        self.assertEqual(len(started), 4)
+        self.assertEqual(len(started), 5)
+
+    def test_a_want_of_memory_costs_the_oldest_output_and_nothing_for_good(self):
+        store = rtot.JobStore(0, 1000)
+        runner = rtot.Runner(store, 0, 1000)
+        job = rtot.Job(b"", rtot.PLAIN, 1000)
+        process = rtot.Process(job, None)
+        runner._captured(process, rtot.OUT, b"x" * 400)
+
+        def fail():
+            raise MemoryError
+        runner._calls.append((fail, ()))
+        runner._woken = unittest.mock.Mock(side_effect=MemoryError)
+        runner._try(fail)
+        self.assertEqual((runner._total, job.output.start), (300, 100))
+        runner._calls.clear()
+        runner.after(0, fail)
+        runner.after(0.01, runner._stop)
+        runner.run()
+        self.assertEqual((runner._total, job.output.start), (225, 175))
+        runner._captured(process, rtot.OUT, b"x" * 700)
+        self.assertEqual(runner._total, 925)
 
     def test_a_flood_is_bounded_and_the_job_goes_on(self):
         server = Server("--max-output", "2M").ready()
@@ -639,6 +662,51 @@ class NamespaceTest(unittest.TestCase):
         os.kill(inner, signal.SIGTERM)
         server.process.pid = wrapper
         self.assertEqual(server.process.wait(support.LIMIT), 0)
+
+
+class GroupsTest(unittest.TestCase):
+    """What is known of the living, by which a SIGKILL to come is given up."""
+
+    def test_nothing_is_known_where_it_could_not_be_looked(self):
+        import errno
+        self.assertIn(os.getpgrp(), rtot.living_groups())
+        with unittest.mock.patch("builtins.open", side_effect=OSError(errno.EMFILE, "x")):
+            self.assertIsNone(rtot.living_groups())
+        with unittest.mock.patch.object(os, "readlink", return_value="1"):      # the /proc of other processes
+            self.assertIsNone(rtot.living_groups())
+
+    @unittest.skipUnless(os.uname().machine in ("x86_64", "aarch64"), "needs to know the number of exit(2)")
+    def test_a_process_of_which_only_a_thread_lives_is_alive(self):
+        import subprocess
+        code = ("import ctypes, os, threading, time; threading.Thread(target=time.sleep, args=(99,)).start(); "
+                "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[os.uname().machine], 0)")
+        process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        wait_until(lambda: process_state(process.pid) == "Z")
+        self.assertIn(process.pid, rtot.living_groups())
+
+    @need("unshare")
+    @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
+    def test_kill_comes_also_with_the_proc_of_another_namespace(self):
+        server = Server(wrapper=["unshare", "-p", "-f"]).ready()
+        self.addCleanup(server.close)
+        (inner,), _ = server.children()
+        self.addCleanup(os.kill, inner, signal.SIGTERM)
+        number = server.start("(trap '' TERM; echo ready; exec sleep 62.125 >/dev/null 2>&1) & wait")
+        server.wait_for_out(number, b"ready")
+        self.assertEqual(server.post("/jobs/%d/kill?grace=0.5" % number).status, 204)
+
+        def living():
+            for name in filter(str.isdigit, os.listdir("/proc")):
+                try:
+                    with open("/proc/%s/cmdline" % name, "rb") as file:
+                        if file.read() == b"sleep\x0062.125\0":
+                            return True
+                except OSError:
+                    pass
+            return False
+        wait_until(lambda: not living())
 
 
 class PinTest(ServerCase):

@@ -49,6 +49,16 @@ class ScriptTest(ServerCase):
         self.assertRegex(job["exit"], "^fork/exec /.*: exec format error$")
         self.assertEqual(job["exit_code"], 126)
 
+    def test_a_first_line_of_nothing_ends_its_job_alone(self):
+        """posix_spawn took that for a mistake of ours, and the server ended with all its jobs."""
+        other = self.server.start("sleep 99")
+        for script in (b"#!", b"#!\0", b"#! "):
+            job = self.server.run(script)
+            self.assertRegex(job["exit"], "^fork/exec .*: permission denied$")
+            self.assertEqual((job["exit_code"], "--data-binary" in job["err"]), (126, True))
+        self.assertEqual(self.server.job(other)["state"], "running")
+        self.server.delete("/jobs/%d" % other)
+
     def test_a_script_whose_newlines_were_stripped_is_told_about_data_binary(self):
         for script in ("#!/bin/bashecho hi", "#!/usr/bin/env bashecho hi"):
             job = self.server.run(script)
@@ -133,7 +143,13 @@ class EnvironmentTest(ServerCase):
 
     def test_the_limit_of_descriptors_is_the_one_that_the_server_was_given(self):
         server = self.own_server(wrapper=["bash", "-c", 'ulimit -Sn 300; exec "$@"', "bash"])
-        self.assertEqual(server.run("sleep 0.05; ulimit -Sn")["out"], "300\n")
+        numbers = [server.start("ulimit -Sn", query) for query in ("", "cwd=/") for _ in range(60)]
+        self.assertEqual({server.job(number, "wait")["out"] for number in numbers}, {"300\n"})
+        connections = [server.connect() for _ in range(320)]       # more than that, which the server may have
+        wait_until(lambda: server.threads() > 300)
+        self.assertEqual(server.run("sleep 0.1; ulimit -Sn")["out"], "300\n")
+        for connection in connections:
+            connection.close()
 
     def test_a_job_leads_a_session_of_its_own(self):
         job = self.server.run("ps -o pid=,pgid=,sid= -p $$ || cut -d' ' -f1,5,6 /proc/$$/stat")
@@ -193,6 +209,25 @@ class CaptureTest(ServerCase):
         job = self.server.run("(sleep 0.8; echo later) & echo now")
         self.assertEqual((job["out"], job["held"]), ("now\n", True))
         self.server.wait_for_out(job["id"], b"now\nlater\n")
+
+    def test_a_flood_from_the_background_keeps_neither_the_job_nor_its_follower(self):
+        """At the pace of a follower that keeps up it went on for ever: the job was not complete while it was waited for."""
+        for pause in (0.05, 0.004):         # s for 256 KiB at most: too slow to be waited for, and just quick enough
+            with self.subTest(pause=pause), self.server.connect() as connection:
+                script = b"yes &\nexit 3"
+                connection.sendall(b"POST /jobs?follow HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n"
+                                   b"Content-Length: %d\r\n\r\n%b" % (len(script), script))
+                data = connection.recv(1 << 18)
+                number = int(re.search(b"/jobs/([0-9]+)", data).group(1))
+                self.addCleanup(self.server.post, "/jobs/%d/kill?signal=KILL" % number)
+                deadline = time.monotonic() + support.LIMIT
+                while b"Rtot-Exit: " not in data:
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(pause)
+                    data = data[-100:] + connection.recv(1 << 18)
+                self.assertIn(b"Rtot-Exit: 3\r\n", data)
+                job = self.server.job(number, "fields=exit_code,held")
+                self.assertEqual((job["exit_code"], job["held"]), (3, True))
 
     def test_deleting_a_complete_job_leaves_its_background_alone_and_its_output_flows(self):
         job = self.server.run("(for i in $(seq 20000); do echo a line of some length; done; sleep 99) & echo $!")
@@ -370,6 +405,9 @@ class StopTest(ServerCase):
 
 class ParallelTest(ServerCase):
     options = ("-j", "2")
+
+    def setUp(self):
+        wait_until(lambda: self.server.children() == ([], []))
 
     def test_runs_so_many_at_a_time_and_the_rest_first_come_first_served(self):
         self.addCleanup(lambda: self.server.delete("/jobs"))
@@ -560,6 +598,23 @@ class StdinTest(ServerCase):
         wait_until(lambda: self.server.threads() > before)
         connection.close()
         wait_until(lambda: self.server.threads() <= before)
+
+    def test_what_a_client_that_went_away_has_not_got_through_is_not_written(self):
+        marker = os.path.join(self.server.tmp, "marker")
+        number = self.server.start("while ! [ -e %s ]; do sleep 0.02; done; wc -c" % marker, "stdin")
+        wait_until(lambda: self.server.threads() == 2)
+        with self.server.connect() as connection:
+            connection.sendall(b"POST /jobs/%d/stdin?eof HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n"
+                               b"Content-Length: 131072\r\n\r\n" % number + b"x" * 131072)
+            wait_until(lambda: self.server.threads() == 3)
+        wait_until(lambda: self.server.threads() == 2)
+        thread = threading.Thread(target=self.server.post, args=("/jobs/%d/stdin?eof" % number, "end\n"))
+        thread.start()
+        open(marker, "w").close()
+        self.addCleanup(os.unlink, marker)
+        count = int(self.server.get("/jobs/%d?wait" % number).job["out"])
+        thread.join()
+        self.assertTrue(4 < count <= 65536 + 4, count)      # what a pipe holds, and the end
 
     def test_refuses_input_that_was_never_open_or_is_closed(self):
         number = self.server.start("sleep 99")

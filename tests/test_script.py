@@ -70,6 +70,12 @@ class ShebangTest(unittest.TestCase):
                 parse_shebang(script)
             self.assertEqual(caught.exception.errno, errno.ENOEXEC)
 
+    def test_no_name_at_all_is_told_as_the_kernel_tells_it(self):
+        for script in (b"#!", b"#!\0", b"#! ", b"#! \0x\n"):
+            with self.assertRaises(OSError) as caught:
+                parse_shebang(script)
+            self.assertEqual(caught.exception.errno, errno.EACCES)
+
 
 class WorkspaceTest(unittest.TestCase):
 
@@ -104,6 +110,8 @@ class WorkspaceTest(unittest.TestCase):
         living = self.workspace()
         kept = living.write(b"kept")
         stale = self.directory("rtot-stale_01", "1", "22")
+        inherited = self.directory("rtot-stale_02", "1")
+        os.chmod(inherited, 0o2700)     # as all are that are made in a directory with this bit
         tree = self.directory("rtot-projects", "1")
         os.makedirs(os.path.join(tree, "2024", "deep"))
         others = [tree, self.directory("other", "1"), self.directory("rtot-notes", "1"),
@@ -116,6 +124,7 @@ class WorkspaceTest(unittest.TestCase):
         os.symlink(others[0], os.path.join(self.tmp.name, "rtot-link_001"))
         self.workspace().sweep()
         self.assertFalse(os.path.exists(stale))
+        self.assertFalse(os.path.exists(inherited))
         self.assertTrue(os.path.exists(kept.path))
         for other in others:
             self.assertTrue(os.path.exists(os.path.join(other, "1")), other)
