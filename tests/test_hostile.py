@@ -303,9 +303,13 @@ class SlowTest(ServerCase):
 
     def test_a_chunked_body_has_to_make_progress_in_each_of_its_parts(self):
         head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connections = []
         for body in (b"", b"5", b"5\r\ntr", b"5\r\ntrue\n", b"5\r\ntrue\n\r\n0\r\n"):
-            answer, _ = self.drip(head + body, b"", support.LIMIT / 4)
-            self.assertTrue(answer and answer.startswith(b"HTTP/1.1 408 "), (body, answer))
+            connections.append(self.server.connect())
+            self.addCleanup(connections[-1].close)
+            connections[-1].sendall(head + body)
+        for connection in connections:
+            self.assertRegex(connection.recv(1000), b"^HTTP/1.1 408 ")
         self.assertEqual(self.server.get("/jobs").jobs, [])
 
     def test_an_idle_connection_is_closed_after_its_time(self):
@@ -643,7 +647,6 @@ class NamespaceTest(unittest.TestCase):
         self.assertFalse(os.path.exists("/proc/%s/fd/7" % job["out"].strip()))
         self.assertEqual(server.post("/jobs/%d/kill?grace=0.2" % job["id"]).status, 204)
         wait_until(lambda: not is_alive(int(job["out"])))
-        server.start("sleep 99")
         self.assertEqual(server.delete("/").status, 204)
         self.assertEqual(server.process.wait(support.LIMIT), 0)
         self.assertEqual(server.leftovers(), [])
