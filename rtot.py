@@ -17,6 +17,7 @@ Who owns what:
     a connection                        its own thread, so that a slow client harms no one
     settings and routes                 nobody, after the start: they never change
 """
+import _thread
 import gc
 if __name__ == "__main__":
     gc.disable()        # until it serves: the start makes no garbage, and looking for it took 1.2 of 26 ms
@@ -617,11 +618,13 @@ class Job:
         """
         while length > 0:
             with self.lock:
-                before = reader.position
-                data = reader.read(min(length, limit))
-                length -= reader.position - before
-            if length >= 0:
-                yield data
+                dropped = min(length, max(0, reader.source.start - reader.position))
+                if dropped == length:
+                    reader.lost += dropped
+                    return
+                data = reader.read(min(length - dropped, limit))    # which counts them as lost
+                length -= dropped + len(data)
+            yield data
 
     def view(self, fields):
         """Yield the job as JSON, in pieces of bytes: the `fields`, in their order, that are not empty."""
@@ -1014,15 +1017,15 @@ class Process:
     """What the loop knows of a job's process group, until nobody will signal that group any more.
 
     `pipes`: the stream that each descriptor carries; `input`: the descriptor of standard input, or None;
-    `feeds`: what is to be written there, as [memoryview, Reply]; `ended`: how the script ended, as
-    (text, code), from when on its leader is a zombie that pins the number of the group; `killing`: the
-    timer of a SIGKILL to come; `printed`: the end of the output, at most, that the script itself may have
-    left in its pipes; `paused`: why its output is not read for a moment, see _hold_back;
-    `forgotten`: it is thrown away; `wide`: those of the pipes that have been made to hold more; `crowd`: the
+    `feeds`: what is to be written there, as [memoryview, Reply]; `last`: the last byte of all that;
+    `ended`: how the script ended, as (text, code), from when on its leader is a zombie that pins the number
+    of the group; `killing`: the timer of a SIGKILL to come; `printed`: the end of the output, at most, that
+    the script itself may have left in its pipes; `paused`: why its output is not read for a moment, see
+    _hold_back; `forgotten`: it is thrown away; `wide`: those of the pipes that hold more; `crowd`: the
     timer of telling those who follow.
     """
 
-    __slots__ = ("job", "pid", "pipes", "input", "feeds", "eof", "terminal", "script", "ended", "killing",
+    __slots__ = ("job", "pid", "pipes", "input", "feeds", "last", "eof", "terminal", "script", "ended", "killing",
                  "timers", "printed", "paused", "forgotten", "wide", "crowd")
 
     def __init__(self, job, script):
@@ -1030,6 +1033,7 @@ class Process:
         self.pid = self.input = self.terminal = self.ended = self.killing = None
         self.pipes, self.feeds, self.timers, self.wide = {}, collections.deque(), [], set()
         self.eof = self.forgotten = False
+        self.last = b"\n"
         self.crowd = self.paused = self.printed = None
 
 
@@ -1064,7 +1068,7 @@ def give_memory_back():
     try:
         import ctypes
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, ImportError, OSError):      # another libc; no ctypes here; no descriptor to import it
+    except (AttributeError, ImportError, OSError, MemoryError):     # another libc; no ctypes; nothing to import it with
         pass
 
 
@@ -1146,6 +1150,13 @@ class Runner:
         """Stop those of the jobs that are not complete, and keep the output of none."""
         self._call(self._forget, jobs)
 
+    def relieve(self):
+        """Hold less output: memory is wanting."""
+        try:
+            self._call(self._relieve)
+        except MemoryError:         # even for that: who meets it next asks again
+            pass
+
     def stop(self):
         """End all jobs, then the loop; at once, if asked a second time."""
         self._call(self._stop)
@@ -1201,8 +1212,15 @@ class Runner:
     def _try(self, function, *args):
         try:
             function(*args)
-        except MemoryError:     # what is held now is too much for this host
-            self._shed(self._total * 3 // 4)
+        except MemoryError:
+            self._relieve()
+            self.after(REAP_AFTER, self._reap_any)      # what it may have been about to look at
+            self.after(REAP_AFTER, self._run_calls)
+
+    def _relieve(self):
+        """What is held now is too much for this host."""
+        self._shed(self._total * 3 // 4)
+        give_memory_back()
 
     def _finished(self):
         # It does not wait for ever: what sleeps uninterruptibly, or runs as another user, may not end.
@@ -1213,6 +1231,9 @@ class Runner:
         self._awake = False         # before the calls are looked at: one that comes now wakes again
         if signal.SIGCHLD in numbers:
             self._reap()
+        self._run_calls()
+
+    def _run_calls(self):
         while self._calls:
             function, args = self._calls.popleft()
             function(*args)
@@ -1534,10 +1555,11 @@ class Runner:
         if process is None or process.input is None or process.eof:
             reply.give(error=Conflict("standard input of job %d is closed" % job.id))
             return
+        process.last = bytes(data[-1:]) or process.last
         if eof and process.terminal is not None:
             # VEOF (termios(3)) ends a line without a newline first, and only an empty one is the end.
-            ends = b"\x04" if not data or data[-1] == 10 else b"\x04\x04"
-            data, eof = memoryview(bytes(data) + ends), False       # a terminal stays open
+            ends = b"\x04" if process.last in b"\n\x04" else b"\x04\x04"
+            data, eof, process.last = memoryview(bytes(data) + ends), False, b"\x04"    # a terminal stays open
         process.eof = eof
         process.feeds.append([data, reply])
         if len(process.feeds) == 1:
@@ -1674,9 +1696,11 @@ class Runner:
     def _held(self, process):
         """Something that the script left in the background holds the output: the job is complete without it."""
         self._drain(process)
+        if not process.pipes or process.job.is_complete():
+            return
         if process.paused and process.job.output.end < process.printed:
             self.after(HELD_AFTER, self._held, process)
-        elif process.pipes and not process.job.is_complete():
+        else:
             self._finish(process, held=True)
 
     def _finish(self, process, held):
@@ -1763,7 +1787,7 @@ class Runner:
         self._settle(process)
 
     def _time_out(self, process):
-        if not process.job.is_complete():
+        if not process.ended and not self._peek(os.P_PID, process.pid):     # else it was in time
             process.job.time_out()
             self._terminate(process)
 
@@ -2538,11 +2562,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     def get_request(self):
         try:
             connection, address = super().get_request()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+        except (OSError, MemoryError) as error:
+            if getattr(error, "errno", errno.ENOMEM) in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self.connections.close_one()
                 time.sleep(0.1)             # what waits stays readable, so the loop would spin
-            raise
+            raise OSError() from error      # for which socketserver goes on
         if self.address_family == socket.AF_UNIX:
             return connection, ("unix", None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -2561,9 +2585,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return False
 
     def process_request(self, request, client_address):
+        """Serve it in a thread of its own.
+
+        threading.Thread waits until its thread runs, and without memory that may never be: nobody was served any more.
+        """
         try:
-            super().process_request(request, client_address)
-        except RuntimeError:                # no more threads (EAGAIN)
+            _thread.start_new_thread(self.process_request_thread, (request, client_address))
+        except (RuntimeError, MemoryError):     # no more threads (EAGAIN)
+            self.app.runner.relieve()
             self._refuse(request, "no more threads can be started")
             self.shutdown_request(request)
 
@@ -2580,11 +2609,15 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def handle_error(self, request, client_address):
         """Called by socketserver for what nobody foresaw: say it, and go on."""
+        if isinstance(sys.exc_info()[1], MemoryError):
+            self.app.runner.relieve()
         try:
             import traceback
             self.log.event("error: " + traceback.format_exc())
         except (OSError, ImportError):      # no descriptor to open a module with
             self.log.event("error: %r" % (sys.exc_info()[1],))
+        except MemoryError:                 # nothing to say it with
+            pass
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -3398,8 +3431,12 @@ class PidFile:
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self.fd, 0)
-            os.write(self.fd, b"%d\n" % os.getpid())
+            try:
+                os.ftruncate(self.fd, 0)
+                os.write(self.fd, b"%d\n" % os.getpid())
+            except OSError:         # a full disk
+                os.unlink(path)
+                raise
         except BlockingIOError:
             raise CannotStart("%s is the pid file of a server that lives" % path) from None
         except OSError as error:

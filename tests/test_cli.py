@@ -452,6 +452,13 @@ class SignalTest(CliCase):
                 server.server_close()
             log.event.assert_called_with("cannot remove %s.socket: Not permitted" % path)
 
+    def test_a_pid_file_on_a_full_disk_is_not_left(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = os.path.join(directory, "pid")
+            with unittest.mock.patch.object(os, "write", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+                self.assertRaisesRegex(rtot.CannotStart, "No space left", rtot.PidFile, path)
+            self.assertEqual(os.listdir(directory), [])
+
     def test_a_start_that_fails_leaves_no_socket(self):
         with tempfile.TemporaryDirectory() as directory:
             status, _, err = run("-a", "unix:%s/socket" % directory, "-s", "x", "--log-file", "/no/such/file")

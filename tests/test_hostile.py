@@ -534,17 +534,28 @@ class ScarceTest(unittest.TestCase):
 
         def fail():
             raise MemoryError
-        runner._calls.append((fail, ()))
-        runner._woken = unittest.mock.Mock(side_effect=MemoryError)
         runner._try(fail)
         self.assertEqual((runner._total, job.output.start), (300, 100))
-        runner._calls.clear()
         runner.after(0, fail)
         runner.after(0.01, runner._stop)
         runner.run()
         self.assertEqual((runner._total, job.output.start), (225, 175))
         runner._captured(process, rtot.OUT, b"x" * 700)
         self.assertEqual(runner._total, 925)
+        runner.relieve()                # as another thread asks
+        runner._run_calls()
+        self.assertEqual(runner._total, 693)
+
+    def test_a_want_of_memory_forgets_no_call_and_no_end(self):
+        runner, done = rtot.Runner(rtot.JobStore(0, 1000), 0, 1000), []
+
+        def fail():
+            raise MemoryError
+        runner._reap_any = lambda: done.append("reaped")
+        for function in (fail, lambda: done.append("called"), runner._stop):
+            runner._call(function)
+        runner.run()
+        self.assertEqual(done, ["reaped", "called"])
 
     def test_a_flood_is_bounded_and_the_job_goes_on(self):
         server = Server("--max-output", "2M").ready()

@@ -369,7 +369,7 @@ class WireTest(unittest.TestCase):
 class AcceptTest(unittest.TestCase):
 
     def server(self, connections=100):
-        server = rtot.Server(("127.0.0.1", 0), None, rtot.Log("text"), rtot.Limits(connections, 1, 1, 1, 256))
+        server = rtot.Server(("127.0.0.1", 0), unittest.mock.Mock(), rtot.Log("text"), rtot.Limits(connections, 1, 1, 1, 256))
         self.addCleanup(server.server_close)
         return server
 
@@ -393,12 +393,29 @@ class AcceptTest(unittest.TestCase):
 
     def test_without_a_thread_it_is_a_503(self):
         server = self.server()
-        with socket.create_connection(server.server_address) as client, unittest.mock.patch.object(
-                threading.Thread, "start", side_effect=RuntimeError("can't start new thread")):
-            server.handle_request()
-            status, headers, body = split_answer(support.read_all(client))
-        self.assertEqual((status, headers["retry-after"]), (503, "1"))
-        self.assertIn(b"threads", body)
+        for number, error in enumerate((RuntimeError("can't start new thread"), MemoryError()), 1):
+            with socket.create_connection(server.server_address) as client, unittest.mock.patch.object(
+                    rtot._thread, "start_new_thread", side_effect=error):
+                server.handle_request()
+                status, headers, body = split_answer(support.read_all(client))
+            self.assertEqual((status, headers["retry-after"]), (503, "1"))
+            self.assertIn(b"threads", body)
+            self.assertEqual(server.app.runner.relieve.call_count, number)
+
+    def test_accepting_without_memory_goes_on(self):
+        server = self.server()
+        with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep"):
+            server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=MemoryError))
+            self.assertRaises(OSError, server.get_request)      # for which socketserver goes on
+
+    def test_a_want_of_memory_in_a_connection_relieves_the_runner(self):
+        server = self.server()
+        server.log = unittest.mock.Mock(event=unittest.mock.Mock(side_effect=MemoryError))
+        try:
+            raise MemoryError
+        except MemoryError:
+            server.handle_error(None, None)
+        server.app.runner.relieve.assert_called_once_with()
 
 
 class CapTest(HttpCase):

@@ -145,6 +145,29 @@ class ViewTest(unittest.TestCase):
         self.assertLess(peak, 4 << 20)
 
 
+class SlicesTest(unittest.TestCase):
+    """What is read of an output while it is dropped: what came and what was lost make up what was asked for."""
+
+    def read(self, which, dropped, more):
+        job = rtot.Job(b"", rtot.PLAIN, 100)
+        job.capture(rtot.OUT, bytes(bytearray(range(100))))
+        reader = rtot.Reader(job.output, which, [0, 0])
+        pieces = job.slices(reader, 80, 50)
+        parts = [next(pieces)]
+        job.capture(rtot.OUT, b"x" * more)
+        self.assertEqual(job.output.start, dropped)
+        parts.extend(pieces)
+        return b"".join(parts), reader.lost
+
+    def test_a_part_of_the_rest_is_dropped(self):
+        for which in (rtot.OUT, None):
+            self.assertEqual(self.read(which, 60, 60), (bytes(bytearray(list(range(50)) + list(range(60, 80)))), 10))
+
+    def test_all_of_the_rest_is_dropped(self):
+        for which in (rtot.OUT, None):
+            self.assertEqual(self.read(which, 95, 95), (bytes(bytearray(range(50))), 30))
+
+
 class StoreTest(unittest.TestCase):
 
     def add(self, store, count=1):

@@ -403,6 +403,28 @@ class StopTest(ServerCase):
         self.server.post("/jobs/%d/kill?signal=KILL" % held["id"])
 
 
+class MomentTest(unittest.TestCase):
+    """What happens at the same moment as something else."""
+
+    def setUp(self):
+        self.runner = rtot.Runner(rtot.JobStore(0, 1000), 0, 1000)
+        self.process = rtot.Process(rtot.Job(b"", rtot.PLAIN, 1000), None)
+        self.process.pid = os.getpid()
+
+    def test_one_that_has_ended_but_is_not_reaped_was_in_time(self):
+        self.runner._peek = lambda kind, number: True
+        self.runner._time_out(self.process)
+        self.process.ended, self.runner._peek = ("", 0), lambda kind, number: None
+        self.runner._time_out(self.process)
+        self.assertFalse(self.process.job.timed_out)
+
+    def test_one_whose_output_ends_while_it_is_looked_at_is_not_looked_at_again(self):
+        self.process.paused, self.process.printed = ([], 0, 0), 1 << 20
+        self.process.ended = ("", 0)
+        self.runner._held(self.process)         # its pipes are closed, and it is reaped
+        self.assertEqual(self.runner._timers, [])
+
+
 class ParallelTest(ServerCase):
     options = ("-j", "2")
 
@@ -667,6 +689,12 @@ class TerminalTest(ServerCase):
         number = self.server.start("cat; echo end", "tty")
         self.server.post("/jobs/%d/stdin?eof" % number, "line\n")
         self.assertRegex(self.server.get("/jobs/%d?wait" % number).job["out"], "line\r\nend\r\n$")
+        for body in ((b"3\r\nabc\r\n0\r\n\r\n"), (b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n")):       # whose end comes by itself
+            number = self.server.start("stty -echo; echo ready; cat; echo end", "tty")
+            self.server.wait_for_out(number, b"ready")
+            self.server.raw(b"POST /jobs/%d/stdin?eof HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nConnection: close\r\n"
+                            b"Transfer-Encoding: chunked\r\n\r\n%b" % (number, body))
+            self.assertEqual(self.server.get("/jobs/%d?wait" % number).job["out"], "ready\r\nabcend\r\n")
         number = self.server.start("cat; echo end", "tty")
         self.server.post("/jobs/%d/stdin?eof" % number, "no newline")
         self.assertRegex(self.server.get("/jobs/%d?wait" % number).job["out"], "no newlineend\r\n$")
