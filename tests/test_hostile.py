@@ -554,6 +554,7 @@ class ScarceTest(unittest.TestCase):
         runner._reap_any = lambda: done.append("reaped")
         for function in (fail, lambda: done.append("called"), runner._stop):
             runner._call(function)
+        runner.after(5, lambda: (runner._calls.clear(), runner._stop()))       # rather than wait for ever
         runner.run()
         self.assertEqual(done, ["reaped", "called"])
 
