@@ -2426,11 +2426,13 @@ class Connections:
         self.lock = threading.Lock()
         self.quiet = threading.Condition(self.lock)     # notified when one closes, or has been answered
         self._open = set()
+        self.came = threading.Semaphore(0)      # released by each that is added
         self.draining = False
 
     def add(self, connection):
         with self.lock:
             self._open.add(connection)
+        self.came.release()
 
     def remove(self, connection):
         with self.lock:
@@ -2585,12 +2587,14 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         return False
 
     def process_request(self, request, client_address):
-        """Serve it in a thread of its own.
+        """Serve it in a thread of its own, and wait until that is counted among the connections.
 
-        threading.Thread waits until its thread runs, and without memory that may never be: nobody was served any more.
+        threading.Thread would wait for its thread for ever, and without memory that may never run: nobody was
+        served any more.
         """
         try:
             _thread.start_new_thread(self.process_request_thread, (request, client_address))
+            self.connections.came.acquire(timeout=TICK)
         except (RuntimeError, MemoryError):     # no more threads (EAGAIN)
             self.app.runner.relieve()
             self._refuse(request, "no more threads can be started")

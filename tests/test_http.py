@@ -402,6 +402,30 @@ class AcceptTest(unittest.TestCase):
             self.assertIn(b"threads", body)
             self.assertEqual(server.app.runner.relieve.call_count, number)
 
+    def test_each_is_counted_before_the_next_is_accepted(self):
+        server, counted = self.server(), []
+        real = rtot._thread.start_new_thread
+
+        def late(function, args):
+            return real(lambda: (time.sleep(0.1), function(*args)), ())
+        clients = [socket.create_connection(server.server_address) for _ in range(3)]
+        with unittest.mock.patch.object(rtot._thread, "start_new_thread", late):
+            for client in clients:
+                server.handle_request()
+                counted.append(len(server.connections._open))
+        for client in clients:
+            client.close()
+        self.assertEqual(counted, [1, 2, 3])
+        wait_until(lambda: not server.connections._open)
+
+    def test_a_thread_that_never_runs_is_not_waited_for_for_ever(self):
+        server = self.server()
+        with socket.create_connection(server.server_address), unittest.mock.patch.object(rtot, "TICK", 0.1), \
+                unittest.mock.patch.object(rtot._thread, "start_new_thread") as start:
+            server.handle_request()
+        (connection, _), = [call[0][1] for call in start.call_args_list]
+        connection.close()
+
     def test_accepting_without_memory_goes_on(self):
         server = self.server()
         with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep"):
