@@ -68,6 +68,7 @@ SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts
 
 # HTTP.
 BACKLOG = 1024
+STACK_SIZE = MIB // 2   # bytes, of a connection's thread; a thousand with 8 MB each are too many for some hosts
 MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
 MAX_HEAD = 65536        # bytes of all headers
 MAX_HEADERS = 100
@@ -2485,6 +2486,15 @@ def remove_file(path, log):
         log.event("cannot remove %s: %s" % (path, error.strerror))
 
 
+def lacks_memory():
+    """Can't even as much be had as the stack of a thread takes?"""
+    try:
+        bytearray(STACK_SIZE)
+    except MemoryError:
+        return True
+    return False
+
+
 class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Accepts connections in its own thread and gives each a thread of its own."""
 
@@ -2595,8 +2605,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         try:
             _thread.start_new_thread(self.process_request_thread, (request, client_address))
             self.connections.came.acquire(timeout=TICK)
-        except (RuntimeError, MemoryError):     # no more threads (EAGAIN)
-            self.app.runner.relieve()
+        except (RuntimeError, MemoryError):     # no more threads (EAGAIN), or no memory for one, which is told alike
+            if lacks_memory():
+                self.app.runner.relieve()
             self._refuse(request, "no more threads can be started")
             self.shutdown_request(request)
 
@@ -3664,7 +3675,7 @@ def raise_nofile():
 
 def serve(server, runner, workspace, ends_us):
     """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
-    threading.stack_size(512 * 1024)        # bytes; a thousand connections with 8 MB each are too many for some
+    threading.stack_size(STACK_SIZE)
     gc.enable()
     # Threads inherit the mask: signals are for this one, and interrupt no other at each child that ends.
     signal.pthread_sigmask(signal.SIG_BLOCK, ends_us | {signal.SIGCHLD, signal.SIGHUP})
