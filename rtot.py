@@ -2489,8 +2489,9 @@ def remove_file(path, log):
 def lacks_memory():
     """Can't even as much be had as the stack of a thread takes?"""
     try:
-        bytearray(STACK_SIZE)
-    except MemoryError:
+        import mmap         # malloc might find as much in what it has kept
+        mmap.mmap(-1, 2 * STACK_SIZE).close()
+    except (OSError, ImportError, MemoryError):
         return True
     return False
 
