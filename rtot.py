@@ -1449,7 +1449,8 @@ class Runner:
             size = min(size, output.limit)
         if any(reader.awaited and reader.endangered(size) for reader in tuple(output.readers)):   # others add to it
             self._hold_back(process, size)
-            return 0
+            if process.paused:      # and not caught up while we looked: 0 would say that the pipe is empty
+                return 0
         try:
             data = os.read(fd, size)
         except BlockingIOError:
@@ -3120,16 +3121,17 @@ class App:
         try:
             self.store.add(job)
             headers = [("Location", job.href)]
-            created = None if follow or wait is not None else Response.of_pieces(201, jobs_json([job], fields), headers)
+            if follow:
+                answer = self._followed(201, job, Reader(job.output, None, [0, 0]), headers)
+            else:
+                answer = None if wait is not None else Response.of_pieces(201, jobs_json([job], fields), headers)
         except BaseException:           # nothing stays of what will not run
             self.store.remove(job.id)
             file.close()
             raise
         self.runner.submit(job, file)
-        if follow:
-            return self._followed(201, job, Reader(job.output, None, [0, 0]), headers)
-        if created:
-            return created
+        if answer:
+            return answer
         return Response.of_pieces(201 if self._wait(job, wait, request) else 202, jobs_json([job], fields), headers)
 
     def list(self, request, parameters):
@@ -3264,7 +3266,9 @@ class App:
         def trailers():
             return [("Rtot-Exit", str(job.exit_code)), ("Rtot-Dropped", str(reader.lost))]
         headers = headers + [("X-Accel-Buffering", "no"), ("Trailer", "Rtot-Exit, Rtot-Dropped")]
-        return Response(status, self._follow(job, reader), TEXT, headers, trailers=trailers)
+        stream = self._follow(job, reader)
+        next(stream)        # it counts as a follower from now on: the client may act on the head at once
+        return Response(status, stream, TEXT, headers, trailers=trailers)
 
     @staticmethod
     def _follow(job, reader):
@@ -3278,6 +3282,7 @@ class App:
         with job.lock:
             readers.append(reader)
         try:
+            yield b""
             while not job.is_complete():
                 yield job.wait(more, TICK)
             with job.lock:

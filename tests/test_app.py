@@ -383,6 +383,17 @@ class DroppedTest(ServerCase):
 
 class FollowTest(ServerCase):
 
+    def test_a_follower_is_counted_before_its_client_has_the_head(self):
+        """What was printed between the two was lost when little is kept."""
+        store = rtot.JobStore(0, 1000)
+        app, job = rtot.App(b"x", store, None, None, 0, 0), rtot.Job(b"", rtot.PLAIN, 1000)
+        store.add(job)
+        for method, path in (("GET", b"/jobs/0/out?follow"), ("HEAD", b"/jobs/0/log?follow")):
+            response = app.answer(rtot.Request(method, path, 11, {b"rtot-secret": b"x"}))
+            self.assertEqual(len(job.output.readers), 1)
+            response = None         # as when the client is gone
+            self.assertEqual((job.output.readers, response), ([], None))
+
     def test_each_line_comes_as_it_is_printed_and_the_end_with_the_exit_code(self):
         number = self.server.start("while read line; do echo $line; done; exit 3", "stdin")
         follower = Follower(self.server, "/jobs/%d/out?follow" % number)

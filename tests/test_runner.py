@@ -424,6 +424,26 @@ class MomentTest(unittest.TestCase):
         self.runner._held(self.process)         # its pipes are closed, and it is reaped
         self.assertEqual(self.runner._timers, [])
 
+    def test_a_follower_that_catches_up_while_it_is_looked_at_ends_no_reading(self):
+        """The job was complete with output in its pipe that nobody had read."""
+        class Quick(rtot.Reader):
+            def endangered(self, count):
+                endangered = super().endangered(count)
+                self.read(1000)
+                return endangered
+        job = rtot.Job(b"", rtot.PLAIN, 20)
+        self.process.job = job
+        fd, end = os.pipe()
+        for each in (fd, end):
+            self.addCleanup(os.close, each)
+        os.set_blocking(fd, False)
+        self.process.pipes[fd] = rtot.OUT
+        self.runner._selector.register(fd, 1, (self.runner._read, self.process))
+        job.output.readers.append(Quick(job.output, rtot.OUT, [0, 0]))
+        os.write(end, b"x" * 80)
+        self.runner._drain(self.process)
+        self.assertEqual((job.output.end, job.output.readers[0].lost), (80, 0))
+
 
 class ParallelTest(ServerCase):
     options = ("-j", "2")
