@@ -24,6 +24,10 @@ LIMIT = 60.0            # s, for what takes milliseconds on an idle machine: a t
 LINUX = sys.platform.startswith("linux")
 STRANGERS = itertools.count()
 
+# Ignored in the background of a shell or under nohup, and a server that inherits that keeps it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 def wait_until(condition, what="the condition", limit=LIMIT):
     """Return the first true result of condition(); fail after `limit` seconds."""
