@@ -207,6 +207,10 @@ class Server:
     def threads(self):
         return len(os.listdir("/proc/%d/task" % self.pid))
 
+    def at_rest(self):
+        """Do all its threads sleep?"""
+        return all(process_state(int(name)) == "S" for name in os.listdir("/proc/%d/task" % self.pid))
+
     def children(self):
         """Return the pids of its children that are not zombies, and of its zombies."""
         living, zombies = [], []
