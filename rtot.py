@@ -2608,7 +2608,9 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             _thread.start_new_thread(self.process_request_thread, (request, client_address))
             self.connections.came.acquire(timeout=TICK)
         except (RuntimeError, MemoryError):     # no more threads (EAGAIN), or no memory for one, which is told alike
-            if lacks_memory():
+            # The C library keeps the stack of one that ends for the next; and malloc, with what is freed in its
+            # midst, may keep all that RLIMIT_AS allows: 445 MB of it kept everybody out, until an idle one went.
+            if not self.connections.close_one() and lacks_memory():
                 self.app.runner.relieve()
             self._refuse(request, "no more threads can be started")
             self.shutdown_request(request)
@@ -3685,6 +3687,10 @@ def serve(server, runner, workspace, ends_us):
     gc.enable()
     # Threads inherit the mask: signals are for this one, and interrupt no other at each child that ends.
     signal.pthread_sigmask(signal.SIG_BLOCK, ends_us | {signal.SIGCHLD, signal.SIGHUP})
+    if sys.version_info < (3, 10):
+        # The first thread that ends makes glibc load libgcc_s for pthread_exit(3), and abort us where that finds no
+        # memory or descriptor: now it does.  3.9.6 and newer ones just return (bpo-44434).
+        _thread.start_new_thread(int, ())
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:

@@ -160,9 +160,9 @@ class Server:
             raise AssertionError("%d: %s" % (answer.status, answer.body))
         return answer.job
 
-    def start(self, script, query=""):
+    def start(self, script, query="", **more):
         """Start a script; return the number of the job."""
-        answer = self.post("/jobs?" + query, script)
+        answer = self.post("/jobs?" + query, script, **more)
         if answer.status != 201:
             raise AssertionError("%d: %s" % (answer.status, answer.body))
         return answer.job["id"]
@@ -176,6 +176,15 @@ class Server:
     def wait_for_out(self, number, text):
         """Wait until the job has printed `text`; return all that it has."""
         return wait_until(lambda: text in self.out(number) and self.out(number), "output %r" % text)
+
+    def print_in_turn(self, lines):
+        """Run a script that prints each line when the last has been caught, those with an e as error; return its number."""
+        number = self.start("".join("echo %s%s\nread go\n" % (line, " >&2" if "e" in line else "") for line in lines), "stdin")
+        for index in range(len(lines)):
+            wait_until(lambda: len(self.get("/jobs/%d/log" % number).body.split()) > index)
+            self.post("/jobs/%d/stdin" % number, "\n")
+        self.get("/jobs/%d?wait" % number)
+        return number
 
     def raw(self, data, end=False):
         """Send bytes as they are, as a stranger; return all that comes back until the server closes."""

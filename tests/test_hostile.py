@@ -462,6 +462,21 @@ class ScarceTest(unittest.TestCase):
             return answer if answer.status == 201 else None
         self.assertEqual(wait_until(recovered).job["out"], "hi\n")
 
+    def test_the_first_thread_that_ends_needs_nothing_that_may_be_lacking(self):
+        """It loaded libgcc_s (Python 3.8 and older), and the process was aborted where there was no memory for that."""
+        server = Server().ready()
+        self.addCleanup(server.close)
+        client = server.client()
+        self.assertEqual(server.get("/ping", client=client).status, 200)
+        number = server.start("echo ready; sleep 99", client=client)
+        wait_until(lambda: server.get("/jobs/%d/out" % number, client=client).body)
+        limits = resource.prlimit(server.pid, resource.RLIMIT_AS)
+        resource.prlimit(server.pid, resource.RLIMIT_AS, (1, limits[1]))
+        client.close()
+        wait_until(lambda: server.threads() == 2)
+        resource.prlimit(server.pid, resource.RLIMIT_AS, limits)
+        self.assertEqual(server.job(number, "fields=")["state"], "running")
+
     def test_a_terminal_without_descriptors_is_an_error_of_its_job(self):
         server = self.server("ulimit -n 32")
         numbers = [server.start("sleep 99", "tty") for _ in range(8)]

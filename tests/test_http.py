@@ -403,6 +403,19 @@ class AcceptTest(unittest.TestCase):
             self.assertIn(b"threads", body)
             self.assertEqual(server.app.runner.relieve.call_count, number)
 
+    def test_without_memory_for_a_thread_one_that_is_idle_goes_before_any_output(self):
+        """Its stack serves the next: address space may be had in no other way, since malloc keeps what is freed."""
+        server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0)
+        server.connections.add(idle)
+        with unittest.mock.patch.object(rtot._thread, "start_new_thread", side_effect=RuntimeError("no")), \
+                unittest.mock.patch.object(rtot, "lacks_memory", lambda: True):
+            for relieved in (0, 1):
+                with socket.create_connection(server.server_address) as client:
+                    server.handle_request()
+                    self.assertEqual(split_answer(support.read_all(client))[0], 503)
+                idle.hang_up.assert_called_once_with()
+                self.assertEqual(server.app.runner.relieve.call_count, relieved)
+
     def test_each_is_counted_before_the_next_is_accepted(self):
         server, counted = self.server(), []
         real = rtot._thread.start_new_thread

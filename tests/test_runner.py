@@ -56,7 +56,7 @@ class ScriptTest(ServerCase):
             job = self.server.run(script)
             self.assertRegex(job["exit"], "^fork/exec .*: permission denied$")
             self.assertEqual((job["exit_code"], "--data-binary" in job["err"]), (126, True))
-        self.assertEqual(self.server.job(other)["state"], "running")
+        self.assertEqual(self.server.job(other)["state"], "running")        # started before those, in their order
         self.server.delete("/jobs/%d" % other)
 
     def test_a_script_whose_newlines_were_stripped_is_told_about_data_binary(self):
@@ -166,7 +166,7 @@ class EnvironmentTest(ServerCase):
 class CaptureTest(ServerCase):
 
     def test_standard_output_and_error_are_apart_and_in_order_in_the_log(self):
-        job = self.server.run("for i in 1 2 3; do echo o$i; sleep 0.02; echo e$i >&2; sleep 0.02; done")
+        job = self.server.job(self.server.print_in_turn("o1 e1 o2 e2 o3 e3".split()))
         self.assertEqual((job["out"], job["err"]), ("o1\no2\no3\n", "e1\ne2\ne3\n"))
         self.assertEqual(self.server.get("/jobs/%d/log" % job["id"]).body, b"o1\ne1\no2\ne2\no3\ne3\n")
 
@@ -181,7 +181,8 @@ class CaptureTest(ServerCase):
         self.assertEqual((answer.status, answer.job["out"]), (200, "ready\nsteady\n"))
 
     def test_output_that_comes_after_the_exit_is_waited_for(self):
-        job = self.server.run("(sleep 0.2; echo late) & echo early")
+        code = "import rtot, sys; rtot.HELD_AFTER = 60; sys.exit(rtot.main())"
+        job = self.own_server(program=["-c", code], cwd=support.ROOT).run("(sleep 0.2; echo late) & echo early")
         self.assertEqual((job["out"], job["held"]), ("early\nlate\n", False))
 
     def test_many_that_close_their_output_and_live_on_are_complete_when_they_end(self):
@@ -206,9 +207,12 @@ class CaptureTest(ServerCase):
         wait_until(lambda: not self.server.job(job["id"])["held"])
 
     def test_what_is_held_is_still_captured(self):
-        job = self.server.run("(sleep 0.8; echo later) & echo now")
+        gate = os.path.join(self.server.tmp, "gate")
+        job = self.server.run("(until [ -e %s ]; do sleep 0.02; done; echo later) & echo now" % gate)
         self.assertEqual((job["out"], job["held"]), ("now\n", True))
+        open(gate, "w").close()
         self.server.wait_for_out(job["id"], b"now\nlater\n")
+        os.unlink(gate)
 
     def test_a_flood_from_the_background_keeps_neither_the_job_nor_its_follower(self):
         """At the pace of a follower that keeps up it went on for ever: the job was not complete while it was waited for."""
