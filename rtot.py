@@ -1203,8 +1203,7 @@ class Runner:
                     function, process = key.data
                     self._try(function, *((process, key.fd) if process else ()))
                 self._try(self._run_timers)
-                while self._untold:
-                    self._untold.popleft().tell_end()
+                self._try(self._tell_ends)
         finally:
             for process in self._processes.values():
                 self._signal(process, signal.SIGKILL)
@@ -1259,6 +1258,11 @@ class Runner:
             timer = self._timers[0]
             self._cancel_timer(timer)
             timer.function(timer.process) if timer.process else timer.function()
+
+    def _tell_ends(self):
+        while self._untold:
+            self._untold[0].tell_end()      # for want of memory again
+            self._untold.popleft()
 
     # Starting.
 
@@ -1860,10 +1864,11 @@ class Request:
     """A request as a value: what the client asked for.
 
     `target` is as it came, `path` decoded, `query` not; `headers` are a dict of bytes by lower-case name.
-    `body` is read by whoever wants it; `check` raises ClientGone when the client has hung up.
+    `body` is read by whoever wants it; `check` raises ClientGone when the client has hung up; `admit` is
+    called when it is known to have the secret.
     """
 
-    __slots__ = ("method", "path", "query", "version", "headers", "body", "check")
+    __slots__ = ("method", "path", "query", "version", "headers", "body", "check", "admit")
 
     def __init__(self, method, target, version, headers):
         self.method, self.version, self.headers = method, version, headers
@@ -1874,7 +1879,7 @@ class Request:
             from urllib.parse import unquote_to_bytes
             path = unquote_to_bytes(path)
         self.path, self.query = readable(path), query
-        self.body = self.check = None
+        self.body = self.check = self.admit = None
 
     def parameters(self):
         """Return the (name, value) pairs of the query: names as text, values as bytes."""
@@ -2142,8 +2147,9 @@ def common_headers(seconds):
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection, in its own thread: reads requests, has the app answer them, writes the answers.
 
-    `waiting_since` is when it began to wait for a request, on the monotonic clock, or None while one is
-    served: one that waits may be closed to make room.
+    `waiting_since` is when it began to wait for a request, on the monotonic clock, or None while one with the
+    secret is served.  One that waits may be closed to make room; so is one without the secret whatever it does,
+    or bodies that never come and answers that nobody reads would keep everybody out.
     """
 
     def setup(self):
@@ -2199,7 +2205,6 @@ class Connection(socketserver.BaseRequestHandler):
         began = time.monotonic()
         try:
             request = self._read_head(began + self.server.limits.head)
-            self.waiting_since = None
             response = self.app.answer(request)
         except Exception as error:
             response = self._response_to(error)
@@ -2211,6 +2216,7 @@ class Connection(socketserver.BaseRequestHandler):
             if response.after:
                 response.after()
             self.server.log.access(self.client_address, request, response.status, sent, time.monotonic() - began)
+        self.waiting_since = time.monotonic()
         return self._skip_body(request.body) if keep else self._linger()
 
     def _response_to(self, error):
@@ -2249,7 +2255,7 @@ class Connection(socketserver.BaseRequestHandler):
             raise Malformed("the target has to be a path, like /jobs")
         request = Request(method.decode("ascii"), target, version, headers)
         request.body = self._body_of(request)
-        request.check = self._check
+        request.check, request.admit = self._check, self._admit
         return request
 
     @staticmethod
@@ -2309,10 +2315,12 @@ class Connection(socketserver.BaseRequestHandler):
             raise ClientGone() from None
         return True
 
+    def _admit(self):
+        self.server.connections.admit(self)
+
     def _slow_down(self):
-        """Let one who guesses wait; to make room for another, this connection may be closed meanwhile."""
+        """Let one who guesses wait."""
         delay = self.server.failures.note(self.client_address[0])
-        self.waiting_since = time.monotonic()
         poll = select.poll()
         poll.register(self.connection, 0)       # POLLHUP comes unasked: poll(2)
         if delay and poll.poll(int(delay * 1000)):
@@ -2372,7 +2380,6 @@ class Connection(socketserver.BaseRequestHandler):
 
         Return False: no request follows.
         """
-        self.waiting_since = time.monotonic()
         deadline, remaining = self.waiting_since + LINGER, LINGER_BYTES
         try:
             if self.connection is not self.request:
@@ -2440,6 +2447,13 @@ class Connections:
         with self.lock:
             self._open.discard(connection)
             self.quiet.notify_all()
+
+    def admit(self, connection):
+        """Serve its request to the end, whoever comes; ClientGone if it was closed to make room: then nothing is run."""
+        with self.lock:
+            if connection not in self._open:
+                raise ClientGone()
+            connection.waiting_since = None
 
     def now_waits(self):
         with self.lock:
@@ -3037,6 +3051,7 @@ class App:
             return page()
         if not reads or request.path not in ("/ping", "/ping/"):
             self._authorize(request)
+            request.admit()
         route, number = self.router.find(request.method, request.path)
         arguments = [] if number is None else [self._job(number)]
         parameters = Parameters(request.parameters() if request.query else (), route.parameters)

@@ -396,7 +396,9 @@ class FollowTest(ServerCase):
         app, job = rtot.App(b"x", store, None, None, 0, 0), rtot.Job(b"", rtot.PLAIN, 1000)
         store.add(job)
         for method, path in (("GET", b"/jobs/0/out?follow"), ("HEAD", b"/jobs/0/log?follow")):
-            response = app.answer(rtot.Request(method, path, 11, {b"rtot-secret": b"x"}))
+            request = rtot.Request(method, path, 11, {b"rtot-secret": b"x"})
+            request.admit = lambda: None
+            response = app.answer(request)
             self.assertEqual(len(job.output.readers), 1)
             response = None         # as when the client is gone
             self.assertEqual((job.output.readers, response), ([], None))

@@ -567,12 +567,19 @@ class ScarceTest(unittest.TestCase):
 
         def fail():
             raise MemoryError
+        ended = unittest.mock.Mock()
+        ended.tell_end.side_effect = [MemoryError, None]
+
+        def end():
+            runner._untold.append(ended)
+            done.append("called")
         runner._reap_any = lambda: done.append("reaped")
-        for function in (fail, lambda: done.append("called"), runner._stop):
+        for function in (fail, end, lambda: runner.after(0.1, runner._stop)):
             runner._call(function)
         runner.after(5, lambda: (runner._calls.clear(), runner._stop()))       # rather than wait for ever
         runner.run()
-        self.assertEqual(done, ["reaped", "called"])
+        self.assertEqual(done[:2], ["reaped", "called"])
+        self.assertEqual(ended.tell_end.call_count, 2)      # until who waits for it was told
 
     def test_a_flood_is_bounded_and_the_job_goes_on(self):
         server = Server("--max-output", "2M").ready()

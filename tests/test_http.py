@@ -493,6 +493,24 @@ class CapTest(HttpCase):
         connections.add(Stub(None))
         self.assertTrue(connections.make_room(False))
         self.assertEqual([stub.closed for stub in stubs], [False, False, True, True])
+        connections.admit(stubs[1])
+        self.assertIsNone(stubs[1].waiting_since)
+        self.assertRaises(rtot.ClientGone, connections.admit, stubs[2])     # nothing is run of what can't be answered
+
+    def test_who_has_no_secret_keeps_no_place_from_who_has_it(self):
+        """Not by a body that never comes, nor by answers that nobody reads."""
+        page = b"GET / HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n"
+        for data in (b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", page * 1000):
+            for _ in range(5):
+                connection = socket.socket()
+                self.addCleanup(connection.close)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)    # or the kernel would take megabytes
+                connection.connect(("127.0.0.1", self.server.port))
+                connection.sendall(data)
+                connection.recv(1)
+            wait_until(lambda: self.server.at_rest() and self.server.at_rest())
+            for _ in range(5):
+                self.assertEqual(self.server.get("/").status, 200)
 
     def test_a_503_when_all_are_busy(self):
         wait_until(lambda: self.server.threads() == 2)
