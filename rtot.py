@@ -85,6 +85,7 @@ SWEEP_AFTER = 0.5       # s after the start, which would wait 8 ms for what the 
 CROWD = 100             # followers of a job, from which on they are told of output with a delay, of
 CROWD_PACE = 40e-6      # s for each of them: told of each line at once, 500 get 100 a second late (p99 140 ms)
 TICK = 1.0              # s after which one who waits looks whether its client is still there
+KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
 
 # time.time_ns came with 3.7.
 wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))
@@ -2598,7 +2599,10 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         if self.address_family == socket.AF_UNIX:
             return connection, ("unix", None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)    # for who is cut off without a word
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):           # other systems have other names, or none
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         if address[0].startswith("::ffff:"):    # IPv4 by way of an IPv6 socket
             address = (address[0][7:],) + address[1:]
         return connection, address

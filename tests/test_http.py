@@ -381,6 +381,16 @@ class AcceptTest(unittest.TestCase):
             self.assertRaises(OSError, server.get_request)
         sleep.assert_called_once_with(0.1)
 
+    @unittest.skipUnless(support.LINUX, "tcp(7) of Linux")
+    def test_a_client_that_is_cut_off_is_noticed_within_two_minutes(self):
+        """One that says nothing any more, as behind a link that is down: a follower of a quiet job stayed for 2 hours."""
+        server = self.server()
+        with socket.create_connection(server.server_address), contextlib.closing(server.get_request()[0]) as connection:
+            self.assertTrue(connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE))
+            idle, interval, count = (connection.getsockopt(socket.IPPROTO_TCP, option) for option in (
+                socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT))
+        self.assertLessEqual(idle + interval * count, 120)
+
     def test_the_last_descriptors_are_left_to_scripts_and_modules(self):
         server = self.server()
         server._refuse = unittest.mock.Mock()
