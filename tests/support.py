@@ -1,6 +1,5 @@
 """What the tests share: a real server in a process of its own, and clients that speak to it."""
 import contextlib
-import glob
 import http.client
 import itertools
 import json
@@ -29,8 +28,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def wait_until(condition, what="the condition", limit=LIMIT):
-    """Return the first true result of condition(); fail after `limit` seconds."""
+def wait_until(condition, what="the condition", limit=LIMIT, pause=0.005):
+    """Return the first true result of condition(), asked every `pause` seconds; fail after `limit` seconds."""
     deadline = time.monotonic() + limit
     while True:
         result = condition()
@@ -38,7 +37,7 @@ def wait_until(condition, what="the condition", limit=LIMIT):
             return result
         if time.monotonic() > deadline:
             raise AssertionError("%s did not come true within %d s" % (what, limit))
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 def stranger():
@@ -222,17 +221,10 @@ class Server:
 
     def children(self):
         """Return the pids of its children that are not zombies, and of its zombies."""
-        living, zombies = [], []
-        for path in glob.glob("/proc/[0-9]*/stat"):
-            try:
-                with open(path) as file:
-                    number, _, rest = file.read().partition(" (")
-            except OSError:
-                continue
-            state, parent = rest.rpartition(")")[2].split()[:2]
-            if int(parent) == self.pid:
-                (zombies if state == "Z" else living).append(int(number))
-        return living, zombies
+        with open("/proc/%d/task/%d/children" % (self.pid, self.pid)) as file:      # its first thread starts them
+            states = [(int(number), process_state(int(number))) for number in file.read().split()]
+        return ([number for number, state in states if state not in "ZX"],
+                [number for number, state in states if state == "Z"])
 
     def rss(self):
         """Return the resident memory, in bytes."""

@@ -7,6 +7,7 @@ runs as many cases of the fuzzer and starts without descriptors as you like, and
 import argparse
 import ctypes
 import http.client
+import json
 import os
 import random
 import resource
@@ -77,12 +78,12 @@ class Fuzzer:
     def __init__(self, seed):
         self.chance, self.seed = random.Random(seed), seed
         self.server = Server("-j", "1", "--max-script", "1M").ready()
-        self.pings = self.server.client()
         self.accepted = 0
         self.server.start("sleep 100000; exit")
         wait_until(lambda: self.server.job(0)["state"] == "running")
         wait_until(lambda: self.server.threads() == 2)
-        self.check_ping()
+        self.connection = self.server.connect()
+        self.ask()
         self.descriptors = self.server.descriptors()
 
     def run(self, cases):
@@ -90,13 +91,14 @@ class Fuzzer:
             data = case(self.chance)
             try:
                 self.one(data)
+                self.look_around()
                 if number % 1000 == 999:
-                    self.look_around()
+                    self.tidy_up()
             except Exception as error:
                 raise AssertionError("seed %d, case %d, %r: %r" % (self.seed, number, data, error)) from error
 
     def one(self, data):
-        """Send a case; what comes back is answers and nothing else, and the server lives on."""
+        """Send a case; what comes back is answers and nothing else."""
         answer = self.server.raw(data, end=True)
         while answer:
             if answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\n"):
@@ -112,27 +114,39 @@ class Fuzzer:
             answer = rest[int(headers.get("content-length", 0)):]
             if "transfer-encoding" in headers:
                 break
-        self.check_ping()
-
-    def check_ping(self):
-        assert self.server.request("GET", "/ping", secret=False, client=self.pings).status == 200
 
     def look_around(self):
-        """Nothing runs but what runs since the start, and there is a job for each 201 and no other."""
-        wait_until(lambda: self.server.threads() == 3, "the end of the threads")
-        assert self.server.descriptors() == self.descriptors, self.server.descriptors()
+        """It answers, has a job for each 201 and no other, runs what it ran before, and holds no more than before."""
+        jobs = self.ask()
+        assert jobs["new"] <= self.accepted and jobs["running"] == 1 and not jobs["complete"], (jobs, self.accepted)
         living, zombies = self.server.children()
         assert len(living) == 1 and not zombies, (living, zombies)
-        waiting = self.server.get("/jobs?state=new&fields=").jobs
-        assert len(waiting) <= self.accepted, (len(waiting), self.accepted)
+        wait_until(lambda: self.server.threads() == 3, "the end of the threads", pause=0.0002)
+        assert self.server.descriptors() == self.descriptors, self.server.descriptors()
+
+    def ask(self):
+        """Ask for /ping and for /; return the numbers of jobs by state.  Both at once, for a million cases."""
+        self.connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n" + KEY + b"\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"\n}\n") or answer.count(b"HTTP/1.1 ") < 2:
+            data = self.connection.recv(65536)
+            assert data, answer
+            answer += data
+        status, headers, rest = split_answer(answer)
+        length = int(headers["content-length"])
+        assert status == 200 and b"still here" in rest[:length], answer
+        status, _, body = split_answer(rest[length:])
+        assert status == 200, answer
+        return json.loads(body.decode("utf-8"))["jobs"]
+
+    def tidy_up(self):
         self.server.delete("/jobs?state=new")
-        wait_until(lambda: self.server.threads() == 3, "the end of the threads")
         self.accepted = 0
         assert "Traceback" not in self.server.log(), self.server.log()[-3000:]
         os.truncate(self.server.log_path, 0)
 
     def close(self):
-        self.pings.close()
+        self.connection.close()
         ran = os.path.exists("wrong")       # what the scripts of the cases would make
         self.server.close()
         assert not ran, "a script of a case was run"
