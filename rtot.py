@@ -58,6 +58,7 @@ SPARE = 8               # that connections leave to scripts and modules
 TRIM_SIZE = 16 * MIB    # bytes of output forgotten, from which on malloc is asked to give its pages back,
 TRIM_AFTER = 1.0        # s later, so that many deletions are one
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
+STEPS = 1000            # pieces of an output that are looked at before its lock is let go: some 2 ms
 PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the job does not wait for it
 PATIENCE = 0.25         # s in which a follower has to show that pace
 LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
@@ -239,10 +240,10 @@ class Stream:
         return bytes(self.chunks[index][begin:begin + limit])
 
     def pieces_back(self, begin, end):
-        """Yield the bytes from `end` back to `begin`, a chunk at a time."""
-        while end > begin:
+        """Yield the bytes from `end` back to `begin`, or to the start, a chunk at a time."""
+        while end > max(begin, self.start):
             index = bisect.bisect_left(self.starts, end) - 1
-            first = max(begin, self.starts[index])
+            first = max(begin, self.start, self.starts[index])
             yield bytes(self.chunks[index][first - self.starts[index]:end - self.starts[index]])
             end = first
 
@@ -320,7 +321,7 @@ class Output:
             return data
         parts = []
         at[:] = (max(offset, stream.start) for offset, stream in zip(at, self.streams))
-        while limit > 0:
+        while limit > 0 and len(parts) < STEPS:
             stream, run_end = self._run_at(at[OUT] + at[ERR])
             data = self.streams[stream].read(at[stream], min(limit, run_end - at[OUT] - at[ERR]))
             if not data:
@@ -330,11 +331,15 @@ class Output:
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def tail(self, lines, which):
-        """Return the place `at` from which on the last `lines` lines stand."""
-        at = [stream.end for stream in self.streams]
+    def tail(self, lines, which, at):
+        """Move the place `at` to the end, and back to where the last `lines` lines begin: yield at each step of that.
+
+        Between two steps the lock may be let go: what is dropped meanwhile is not looked at.
+        """
+        at[:] = (stream.end for stream in self.streams)
         wanted = None       # newlines to find from the end: the one that ends the last line is not a start
-        for stream, data in self._pieces_back(which) if lines else ():
+        for stream, data in self._pieces_back(which, list(at)) if lines else ():
+            yield
             if wanted is None:
                 wanted = lines + data.endswith(b"\n")
             count = data.count(b"\n")
@@ -347,17 +352,14 @@ class Output:
                 newline = data.rfind(b"\n", 0, newline)
             at[stream] -= len(data) - newline - 1
             break
-        return at
 
-    def _pieces_back(self, which):
-        """Yield (stream, bytes) from the end to the start."""
+    def _pieces_back(self, which, at):
+        """Yield (stream, bytes) from the place `at` back to the start."""
         if which is not None:
-            stream = self.streams[which]
-            for data in stream.pieces_back(stream.start, stream.end):
+            for data in self.streams[which].pieces_back(0, at[which]):
                 yield which, data
             return
-        at = [stream.end for stream in self.streams]
-        position = self.end
+        position = sum(at)
         while position > self.start:
             index = bisect.bisect_left(self.turns, position)
             size = position - max(self.turns[index - 1] if index else 0, self.start)
@@ -628,13 +630,23 @@ class Job:
                 length -= dropped + len(data)
             yield data
 
+    def tail(self, lines, which):
+        """Return the place in the output from which on the last `lines` lines stand."""
+        at = [0, 0]
+        steps = self.output.tail(lines, which, at)
+        while True:
+            with self.lock:
+                if sum(1 for _ in itertools.islice(steps, STEPS)) < STEPS:
+                    return at
+            time.sleep(0.001)       # a lock that is taken again at once is given to nobody else
+
     def view(self, fields):
         """Yield the job as JSON, in pieces of bytes: the `fields`, in their order, that are not empty."""
         with self.lock:
             pairs = [(name, VIEW[name](self)) for name in fields]
         shown = [pair for pair in pairs if pair[1] or pair[0] not in LEFT_OUT_WHEN_EMPTY]
         lead = "{"
-        for plain, group in itertools.groupby(shown, lambda pair: not isinstance(pair[1], (Reader, list, dict))):
+        for plain, group in itertools.groupby(shown, lambda pair: not isinstance(pair[1], (Reader, bytes, list, dict))):
             if plain:           # all in one: half the time of one at a time
                 yield (lead + "\n      " + members_encoder()(dict(group))[1:-1]).encode("utf-8", "replace")
                 lead = ","
@@ -675,15 +687,22 @@ def value_json(job, value):
     """Yield a value that is not plain, as it stands in the JSON of the job; U+FFFD for what is not UTF-8."""
     import codecs
     import json
-    if not isinstance(value, Reader):
+    if not isinstance(value, (Reader, bytes)):
         text = json.dumps(value, ensure_ascii=False, indent=2)
         yield text.replace("\n", "\n      ").encode("utf-8", "replace")
         return
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     yield b'"'
-    for piece in job.slices(value, value.length, FOLD):
+    for piece in slices(value, FOLD) if isinstance(value, bytes) else job.slices(value, value.length, FOLD):
         yield json.dumps(decoder.decode(piece), ensure_ascii=False)[1:-1].encode("utf-8")
     yield decoder.decode(b"", True).encode("utf-8") + b'"'
+
+
+def slices(data, size):
+    """Yield the bytes in slices, without a copy."""
+    view = memoryview(data)
+    for begin in range(0, len(data), size):
+        yield view[begin:begin + size]
 
 
 def first_line(script):
@@ -712,7 +731,7 @@ VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
     ("cwd", lambda job: readable(job.options.cwd or working_directory())),
     ("timeout", lambda job: job.options.timeout),
     ("tty", lambda job: job.options.tty and collections.OrderedDict(zip(Terminal._fields, job.options.tty))),
-    ("script", lambda job: readable(job.script)),
+    ("script", lambda job: readable(job.script) if len(job.script) <= FOLD else job.script),
     ("line", lambda job: first_line(job.script)),
     ("out_bytes", lambda job: job.output.streams[OUT].end),
     ("err_bytes", lambda job: job.output.streams[ERR].end),
@@ -1813,6 +1832,7 @@ class Runner:
                     self._terminate(process)
             elif job.state == "new":
                 self._complete(job, CANCELED, 126)
+            self._freed += len(job.script)
             if job in self._kept:
                 self._freed += self._kept[job]
                 self._release_output(job, self._kept[job])
@@ -1854,6 +1874,9 @@ class Runner:
 TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
 # Bytes over 0x7f are let through: curl sends a label as it was typed.
 REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
+# RFC 9112, 3.2.1 and 3.2.2; the host ends where RFC 3986, 3.2 has it end, not at the next slash.
+TARGET = re.compile(b"(?:https?://[^/?#]+(?=[/?]|$)|(?=/))(/[^?#]*)?(?:[?]([^#]*))?")
+HOST = re.compile(b"[!$&-.0-;=A-Z_a-z~%\\[\\]]*")           # RFC 3986, 3.2.2: no blank, no slash
 HEADER = re.compile(b"(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")     # RFC 9112, 5; no obs-fold
 LENGTH = b"[0-9]{1,18}"
 LONG = 8 if sys.maxsize > 1 << 32 else 4            # bytes of a long in C
@@ -1873,13 +1896,14 @@ class Request:
 
     def __init__(self, method, target, version, headers):
         self.method, self.version, self.headers = method, version, headers
-        if target.startswith((b"http://", b"https://")):        # absolute-form, RFC 9112, 3.2.2
-            target = b"/" + target.partition(b"://")[2].partition(b"/")[2]
-        path, _, query = target.partition(b"?")
+        match = TARGET.fullmatch(target)
+        if not match:
+            raise Malformed("the target has to be a path, like /jobs?wait")
+        path, self.query = match.group(1) or b"/", match.group(2) or b""
         if b"%" in path:
             from urllib.parse import unquote_to_bytes
-            path = unquote_to_bytes(path)
-        self.path, self.query = readable(path), query
+            path = unquote_to_bytes(re.sub(b"%2[Ff]", b"%252F", path))      # which parts nothing: RFC 3986, 2.2
+        self.path = readable(path)
         self.body = self.check = self.admit = None
 
     def parameters(self):
@@ -2145,13 +2169,19 @@ def common_headers(seconds):
                         "Cache-Control: no-store", "X-Content-Type-Options: nosniff"))
 
 
+IN_USE = "all connections are in use: try again, or start rtot with more --max-connections"
+
+
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection, in its own thread: reads requests, has the app answer them, writes the answers.
 
     `waiting_since` is when it began to wait for a request, on the monotonic clock, or None while one with the
     secret is served.  One that waits may be closed to make room; so is one without the secret whatever it does,
-    or bodies that never come and answers that nobody reads would keep everybody out.
+    or bodies that never come and answers that nobody reads would keep everybody out.  `fresh`: it has got no
+    answer yet; those that have are closed first.
     """
+
+    fresh, evicted = True, False
 
     def setup(self):
         self.connection = self.request      # socketserver's name for the socket
@@ -2168,15 +2198,19 @@ class Connection(socketserver.BaseRequestHandler):
                 pass
         except ClientGone:
             pass
+        if self.evicted and self.fresh:
+            self.server.refuse(self.connection, IN_USE)
 
     def finish(self):
         self.server.connections.remove(self)
         self.connection.close()             # socketserver closes `request`, of which TLS has taken the descriptor
 
     def hang_up(self):
-        """End it from another thread: what it waits for comes to an end."""
+        """End it from another thread: what it waits for comes to an end; one that has no answer yet gets a 503."""
+        self.evicted = True
+        how = socket.SHUT_RD if self.fresh else socket.SHUT_RDWR
         try:
-            socket.socket.shutdown(self.connection, socket.SHUT_RDWR)   # not ssl's: TLS is its own thread's
+            socket.socket.shutdown(self.connection, how)        # not ssl's: TLS is its own thread's
         except OSError:             # it has just closed
             pass
 
@@ -2195,7 +2229,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _serve(self):
         """Serve one request; return whether another may follow."""
-        self.waiting_since, request = time.monotonic(), None
+        request, self.waiting_since = None, time.monotonic()
         if self.server.connections.draining:
             self.server.connections.now_waits()
         try:
@@ -2203,20 +2237,22 @@ class Connection(socketserver.BaseRequestHandler):
                 return False
         except socket.timeout:              # idle for too long
             return False
-        began = time.monotonic()
+        began, response, sent = time.monotonic(), None, None
         try:
-            request = self._read_head(began + self.server.limits.head)
-            response = self.app.answer(request)
-        except Exception as error:
-            response = self._response_to(error)
-        keep = request is not None and self._may_keep(request, response)
-        sent = None
-        try:
+            try:
+                request = self._read_head(began + self.server.limits.head)
+                response = self.app.answer(request)
+            except Exception as error:
+                response = self._response_to(error)
+            keep = request is not None and self._may_keep(request, response)
+            self.fresh = False
             sent = self._send(request, response, keep)
         finally:
-            if response.after:
+            if response and response.after:
                 response.after()
-            self.server.log.access(self.client_address, request, response.status, sent, time.monotonic() - began)
+            if request or response:
+                self.server.log.access(self.client_address, request, response and response.status, sent,
+                                       time.monotonic() - began)
         self.waiting_since = time.monotonic()
         return self._skip_body(request.body) if keep else self._linger()
 
@@ -2252,8 +2288,8 @@ class Connection(socketserver.BaseRequestHandler):
         version = 10 if minor == b"0" else 11
         if version == 11 and b"host" not in headers:
             raise Malformed("HTTP/1.1 asks for a Host header")
-        if not target.startswith((b"/", b"http://", b"https://")):
-            raise Malformed("the target has to be a path, like /jobs")
+        if not HOST.fullmatch(headers.get(b"host", b"")):
+            raise Malformed("Host has to be a name or an address, and a port")
         request = Request(method.decode("ascii"), target, version, headers)
         request.body = self._body_of(request)
         request.check, request.admit = self._check, self._admit
@@ -2467,13 +2503,13 @@ class Connections:
         return not full or self.close_one()
 
     def close_one(self):
-        """Close the one that has waited longest; return whether there was one that waits."""
+        """Close the one that has waited longest, those first that have had an answer; return whether there was one."""
         with self.lock:
-            waiting = [(since, id(one), one) for one in self._open for since in (one.waiting_since,)
+            waiting = [(one.fresh, since, id(one), one) for one in self._open for since in (one.waiting_since,)
                        if since is not None]
             if not waiting:
                 return False
-            victim = min(waiting)[2]
+            victim = min(waiting)[3]
             self._open.discard(victim)
         victim.hang_up()
         return True
@@ -2612,8 +2648,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         scarce = request.fileno() >= most - min(SPARE, most // 8)
         if self.connections.make_room(scarce):
             return True
-        self._refuse(request, "no descriptor is left" if scarce else
-                     "all %d connections are in use" % self.limits.connections)
+        self.refuse(request, "no descriptor is left" if scarce else IN_USE)
         return False
 
     def process_request(self, request, client_address):
@@ -2630,11 +2665,11 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             # midst, may keep all that RLIMIT_AS allows: 445 MB of it kept everybody out, until an idle one went.
             if not self.connections.close_one() and lacks_memory():
                 self.app.runner.relieve()
-            self._refuse(request, "no more threads can be started")
+            self.refuse(request, "no more threads can be started")
             self.shutdown_request(request)
 
-    def _refuse(self, request, why):
-        """Answer 503 if that takes no time: this is the one thread that accepts, so TLS would have to wait."""
+    def refuse(self, request, why):
+        """Answer 503 if that takes no time: the one thread that accepts can't wait, as TLS would have to."""
         if self.tls:
             return
         response = Response.of_error(Unavailable(why, headers=[("Retry-After", "1")]))
@@ -2927,7 +2962,7 @@ class Parameters:
     def seconds(self, name, alone=None):
         """Return the seconds, or None where there is no such parameter; `alone` is what it means without a value."""
         value = self.text(name)
-        if value is None:
+        if value is None or alone is not None and value == "false":
             return None
         if alone is not None and value in ("", "true"):
             return alone
@@ -2950,17 +2985,22 @@ class Parameters:
         if value is None:
             return DEFAULT_FIELDS
         names = [name for name in value.split(",") if name]
-        if names == ["all"]:
-            return tuple(VIEW)
         for name in names:
-            if name not in VIEW:
+            if name not in VIEW and name != "all":
                 raise BadRequest("there is no field %r; there are: %s, and all" % (name, " ".join(VIEW)))
-        return tuple(name for name in VIEW if name in names or name in ALWAYS)
+        return tuple(name for name in VIEW if name in names or name in ALWAYS or "all" in names)
 
     def state(self):
         value = self.text("state")
         if value is not None and value not in STATES:
             raise BadRequest("there is no state %r; there are: %s" % (value, " ".join(STATES)))
+        return value
+
+    def label(self):
+        """Return the label to select by, or None."""
+        value = self.text("label")
+        if value == "":         # as from a variable of the shell that is not set
+            raise BadRequest("label is empty: name one, or leave it out for all")
         return value
 
     def signal(self):
@@ -3130,6 +3170,9 @@ class App:
             raise BadRequest("wait answers when the job is complete, follow as it goes: give one of them")
         if not request.body.stated:
             raise LengthRequired("POST the script as the body, as by curl --data-binary @file")
+        if request.headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+            raise BadRequest("a form, as curl -F makes it, is no script, and its headers are not to be run: "
+                             "POST the script alone, as by curl --data-binary @file")
         script = request.body.read_all(self.max_script, "a script")
         if not script:
             raise BadRequest("the script is empty: POST it as the body, as by curl --data-binary @file")
@@ -3157,11 +3200,11 @@ class App:
 
     def list(self, request, parameters):
         last = parameters.number("last", 0, 10 ** 9 - 1)
-        jobs = self.store.select(parameters.state(), parameters.text("label"), last)
+        jobs = self.store.select(parameters.state(), parameters.label(), last)
         return Response.of_pieces(200, jobs_json(jobs, parameters.fields()))
 
     def delete_all(self, request, parameters):
-        jobs = self.store.select(parameters.state(), parameters.text("label"))
+        jobs = self.store.select(parameters.state(), parameters.label())
         self.runner.forget([job for job in jobs if self.store.remove(job.id)])
         return Response(204)
 
@@ -3176,7 +3219,7 @@ class App:
         return Response(204)
 
     def script(self, request, parameters, job):
-        return Response(200, job.script, TEXT)
+        return Response(200, slices(job.script, SLICE), TEXT, length=len(job.script))
 
     def exit(self, request, parameters, job):
         if not self._wait(job, parameters.seconds("wait", alone=FOREVER) or 0, request):
@@ -3210,10 +3253,9 @@ class App:
         if span and tail is not None:
             raise BadRequest("Range and tail both say where to begin: give one of them")
         output, small = job.output, None
+        at = [0, 0] if tail is None else job.tail(tail, which)
         with job.lock:
-            reader = Reader(output, which, [stream.start for stream in output.streams])
-            if tail is not None:
-                reader.at = output.tail(tail, which)
+            reader = Reader(output, which, [max(place, stream.start) for place, stream in zip(at, output.streams)])
             headers = [("Rtot-Dropped", str(reader.source.start))]
             end = reader.source.end
             if span:
@@ -3236,7 +3278,8 @@ class App:
         asks for a validator, which these bodies have not.
         """
         match = re.fullmatch(b"bytes=([0-9]{0,18})-([0-9]{0,18})", request.headers.get(b"range", b""))
-        if not match or b"if-range" in request.headers or match.group(0) == b"bytes=-":
+        if (not match or b"if-range" in request.headers or match.group(0) == b"bytes=-"
+                or request.method == "HEAD"):       # RFC 9110, 14.2: it is for GET alone
             return None
         first, last = (int(part) if part else None for part in match.groups())
         if follow and (first is None or last is not None):
@@ -3427,7 +3470,10 @@ class Log:
             self._write("rtot: " + text)
 
     def access(self, address, request, status, size, seconds):
-        """Note a request; `size` is the bytes of body sent, or None if the client was gone before the end."""
+        """Note a request; `size` is the bytes of body sent, None if the client was gone before the end.
+
+        So is `status`, if it was gone before the answer.
+        """
         method, path = (request.method, request.path) if request else ("-", "-")
         if self.form == "json":
             self._write_json([("client", address[0]), ("method", method), ("path", path), ("status", status),
@@ -3435,8 +3481,9 @@ class Log:
             return
         if not re.fullmatch("[!-[\\]-~]*", path):
             path = path.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
-        self._write("%s %s %s %s %d %s %s" % (self._now(), address[0], method, path, status,
-                                              "-" if size is None else size, go_duration(round(seconds, 6))))
+        status, size = ("-" if value is None else value for value in (status, size))
+        self._write("%s %s %s %s %s %s %s" % (self._now(), address[0], method, path, status, size,
+                                              go_duration(round(seconds, 6))))
 
     @staticmethod
     def _now():
@@ -3444,7 +3491,13 @@ class Log:
 
     def _write_json(self, pairs):
         import json
-        self._write(json.dumps(collections.OrderedDict([("time", self._now())] + pairs)))
+        value = collections.OrderedDict([("time", self._now())] + pairs)
+        line = json.dumps(value)
+        while len(line) > LONGEST_LINE:         # rather a part of a path or an event than of a line, which is no JSON
+            longest = max(value, key=lambda name: len(str(value[name])))
+            value[longest] = value[longest][:len(value[longest]) // 2]
+            line = json.dumps(value)
+        self._write(line)
 
     def _write(self, line):
         try:
@@ -3528,7 +3581,8 @@ def parse_address(text):
     match = re.fullmatch(r"(\[[^][]+\]|[^:]*):([0-9]{1,5})", text, re.ASCII)
     if not match or int(match.group(2)) > 65535:
         raise wrong(text, "address, like :8457, host:8457, [::1]:8457 or unix:/path")
-    return match.group(1).strip("[]"), int(match.group(2))
+    host = match.group(1).strip("[]")
+    return "" if host == "*" else host, int(match.group(2))     # * for all is common, and no name
 
 
 def quarter_of_memory():

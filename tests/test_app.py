@@ -124,6 +124,10 @@ class CreateTest(ServerCase):
                 ("?arg=a%00b", "NUL"), ("?fields=nope", "no field 'nope'.*href id out"), ("?tail=3", "no parameter 'tail'")):
             self.assertError(self.server.post("/jobs" + path, "touch %s/marker" % self.server.tmp), 400, message)
         self.assertError(self.server.post("/jobs", b""), 400, "script is empty")
+        form = (b'--b\r\nContent-Disposition: form-data; name="s"; filename="$(touch %b/marker)"\r\n\r\ntrue\r\n--b--\r\n'
+                % self.server.tmp.encode())
+        self.assertError(self.server.post("/jobs?wait", form, headers={"Content-Type": "multipart/form-data; boundary=b"}),
+                         400, "--data-binary @file")
         self.assertEqual(self.server.get("/jobs?label=nothing").jobs, [])
         self.assertNotIn("marker", self.server.leftovers())
 
@@ -132,6 +136,9 @@ class CreateTest(ServerCase):
             self.assertEqual(self.server.run("test -t 0", value)["exit_code"], 0)
         for value in ("tty=0", "tty=false"):
             self.assertEqual(self.server.run("test -t 0", value)["exit_code"], 1)
+        number = self.server.start("read go", "stdin&wait=false")
+        self.assertEqual(self.server.post("/jobs/%d/stdin?eof=true" % number).status, 204)
+        self.assertEqual(self.server.get("/jobs/%d?wait=true" % number).status, 200)
 
 
 class LimitTest(ServerCase):
@@ -202,6 +209,7 @@ class GetTest(ServerCase):
         self.assertEqual(list(self.server.job(number, "fields=exit,out")), ["href", "id", "out", "exit", "state"])
         self.assertEqual(list(self.server.job(number, "")), "href id out err exit state start complete create".split())
         self.assertEqual(len(self.server.job(number, "fields=all")), 24)
+        self.assertEqual(len(self.server.job(number, "fields=out,all")), 24)
 
     def test_json_is_utf8_as_it_is(self):
         number = self.server.run(b"printf 'caf\xc3\xa9 <b> \xff'")["id"]
@@ -232,13 +240,17 @@ class ListTest(ServerCase):
         self.assertEqual(ids("?last=1&state=complete&fields=line"), [third])
         self.assertError(self.server.get("/jobs?last=-1"), 400, "whole number")
         self.assertError(self.server.get("/jobs?state=done"), 400, "new running complete")
+        self.assertError(self.server.get("/jobs?label="), 400, "label is empty")
         self.assertEqual(list(self.server.get("/jobs?fields=&label=a").job), ["href", "id", "state"])
 
     def test_deletes_by_state_and_by_label(self):
         first = self.server.run("true", "label=a")["id"]
         second = self.server.start("sleep 99", "label=b")
         third = self.server.run("true", "label=b")["id"]
+        self.server.run("true")
         self.assertError(self.server.delete("/jobs?state=done"), 400, "new running complete")
+        self.assertError(self.server.delete("/jobs?label="), 400, "label is empty")     # of a variable that is not set
+        self.assertEqual(self.server.delete("/jobs/%d" % (third + 1)).status, 204)
         self.assertEqual(self.server.delete("/jobs?state=complete&label=b").status, 204)
         self.assertEqual([job["id"] for job in self.server.get("/jobs").jobs], [first, second])
         pid = self.server.job(second)["pid"]
@@ -505,16 +517,16 @@ class FollowTest(ServerCase):
         self.server.delete("/jobs/%d" % number)
 
     def test_answers_that_nobody_reads_hold_no_copies(self):
-        number = self.server.run("head -c 60000000 /dev/zero", fields="")["id"]
+        number = self.server.run("exec head -c 60000000 /dev/zero\n" + "#" * 8000000, fields="")["id"]
         before = self.server.rss()
-        for path in ("/out", "/log", "/log?follow", "?fields=out"):
+        for path in ("/out", "/log", "/log?follow", "?fields=out", "/script", "?fields=script"):
             for _ in range(2):
                 connection = self.server.connect()
                 self.addCleanup(connection.close)
                 connection.sendall(b"GET /jobs/%d%b HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n\r\n"
                                    % (number, path.encode("ascii")))
                 connection.recv(1)
-        self.assertEqual(self.server.threads(), 10)     # that all wait to send
+        wait_until(lambda: self.server.threads() == 14 and self.server.at_rest())      # all wait to send
         self.assertLess(self.server.rss() - before, 30 << 20)
         self.server.delete("/jobs/%d" % number)
 

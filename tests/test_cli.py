@@ -175,6 +175,9 @@ class AddressTest(CliCase):
         status, _, err = run("-a", "foo..bar:0", "-s", "x")
         self.assertEqual((status, err.count("\n")), (1, 1), err)
 
+    def test_a_star_is_all_addresses(self):
+        self.assertEqual([rtot.parse_address(text) for text in ("*:1", ":1", "a:1")], [("", 1), ("", 1), ("a", 1)])
+
     def test_all_addresses_are_ipv6_and_ipv4(self):
         server = self.start(address=":0")
         self.assertEqual(server.get("/").status, 200)
@@ -359,6 +362,24 @@ class LogTest(CliCase):
             ("POST", "/jobs", 201), ("POST", "/jobs", 201), ("GET", "/ping", 400), ("GET", "/jobs/99", 404),
             ("GET", "/none\nsuch\x1b[2J", 404), ("-", "-", 400), ("GET", "/", 401)])
         self.assertEqual(sorted(values[1]), sorted("time client method path status bytes seconds".split()))
+
+    def test_a_path_that_is_too_long_for_a_line_is_cut_and_the_line_whole(self):
+        server = self.start("-f", "json")
+        for path in ("/" + "a%0a%22%5c" * 600, "/" + "b" * 20000):
+            server.get(path, secret=False)
+        wait_until(lambda: server.log().count("\n") == 3)
+        for line, begin in zip(server.log().split("\n")[1:], ('/a\n"\\a', "/bbb")):
+            value = json.loads(line)
+            self.assertEqual((value["path"][:len(begin)], value["status"]), (begin, 401))
+            self.assertLess(len(line), 4100)
+
+    def test_a_job_is_in_it_whose_client_does_not_wait_for_the_answer(self):
+        for form, expected in (("text", r" POST /jobs - - [0-9.]+.?s\n"), ("json", '"path": "/jobs", "status": null, "bytes": null')):
+            server = self.start("-f", form)
+            with server.connect() as connection:
+                connection.sendall(b"POST /jobs?wait HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nContent-Length: 8\r\n\r\nsleep 99")
+                wait_until(lambda: "running" in server.get("/jobs").body.decode())
+            wait_until(lambda: re.search(expected, server.log()))
 
     def test_nobody_reading_it_stops_nothing(self):
         reading, writing = os.pipe()

@@ -66,7 +66,9 @@ class RequestLineTest(HttpCase):
                      b"G\xffT / HTTP/1.1\r\n\r\n", b"GET / http/1.1\r\n\r\n", b"GET / HTTP/1\r\n\r\n", b"GET\r\n\r\n",
                      b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
                      b"\x00\x00\x00\x00", b"\xff" * 500, b"GET * HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n\r\nGET",
-                     b"GET ping HTTP/1.1\r\nHost: x\r\n\r\n"):
+                     b"GET ping HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /ping#x HTTP/1.1\r\nHost: x\r\n\r\n",
+                     b"GET http:///ping HTTP/1.1\r\nHost: x\r\n\r\n", b"GET http:// HTTP/1.1\r\nHost: x\r\n\r\n",
+                     b"DELETE http://x#/jobs HTTP/1.1\r\n" + AUTH + b"\r\n"):
             with self.subTest(data=data):
                 self.assertRefused(data)
 
@@ -87,7 +89,12 @@ class RequestLineTest(HttpCase):
             answer = self.exchange(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)[0]
             self.assertEqual(answer[0], status, target)
         self.assertEqual(self.exchange(b"GET //jobs HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 404)
-        self.assertEqual(self.exchange(b"GET http://other HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 200)
+        for target, status in ((b"http://other", 200), (b"https://other/jobs", 200), (b"http://other?x=/jobs", 400),
+                               (b"http://other/jobs?x=/ping", 400), (b"/jobs%2F0", 404), (b"/jobs%3Fx=1", 404)):
+            self.assertEqual(self.exchange(b"GET %b HTTP/1.1\r\n%b\r\n" % (target, AUTH))[0][0], status, target)
+        before = self.server.start("true")
+        self.assertEqual(self.exchange(b"DELETE http://other?x=/jobs HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 400)
+        self.assertEqual(self.server.get("/jobs/%d?wait" % before).status, 200)
 
     def test_bytes_that_were_not_encoded_are_taken_as_typed(self):
         status, _, body = self.exchange(b"POST /jobs?fields=label&label=caf\xc3\xa9 HTTP/1.1\r\n" + AUTH
@@ -109,7 +116,10 @@ class HeaderTest(HttpCase):
 
     def test_a_host_is_asked_for_in_http_1_1_and_there_is_one(self):
         self.assertRefused(b"GET /ping HTTP/1.1\r\n\r\n")
-        self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+        for host in (b"a\r\nHost: b", b"a b", b"a/b", b"http://a", b"a?b", b"a@b", b"a\xff"):
+            self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+        for host in (b"", b"[::1]:8457", b"my_host-1.example:80"):
+            self.assertEqual(self.exchange(b"GET /ping HTTP/1.1\r\nHost: %b\r\n\r\n" % host)[0][0], 200)
         self.assertEqual(split_answer(self.server.raw(b"GET /ping HTTP/1.0\r\n\r\n"))[0], 200)
 
     def test_too_much_of_a_head_is_refused(self):
@@ -393,13 +403,13 @@ class AcceptTest(unittest.TestCase):
 
     def test_the_last_descriptors_are_left_to_scripts_and_modules(self):
         server = self.server()
-        server._refuse = unittest.mock.Mock()
+        server.refuse = unittest.mock.Mock()
 
         def accepted(number):
             connection = unittest.mock.Mock(**{"fileno.return_value": number})
             return server.verify_request(connection, None)
         self.assertEqual([accepted(number) for number in (10, 247, 248, 255)], [True, True, False, False])
-        self.assertIn("descriptor", server._refuse.call_args[0][1])
+        self.assertIn("descriptor", server.refuse.call_args[0][1])
 
     def test_without_a_thread_it_is_a_503(self):
         server = self.server()
@@ -415,7 +425,7 @@ class AcceptTest(unittest.TestCase):
 
     def test_without_memory_for_a_thread_one_that_is_idle_goes_before_any_output(self):
         """Its stack serves the next: address space may be had in no other way, since malloc keeps what is freed."""
-        server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0)
+        server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False)
         server.connections.add(idle)
         with unittest.mock.patch.object(rtot._thread, "start_new_thread", side_effect=RuntimeError("no")), \
                 unittest.mock.patch.object(rtot, "lacks_memory", lambda: True):
@@ -488,8 +498,8 @@ class CapTest(HttpCase):
 
     def test_the_one_that_has_waited_longest_is_closed(self):
         class Stub:
-            def __init__(self, since):
-                self.waiting_since, self.closed = since, False
+            def __init__(self, since, fresh=False):
+                self.waiting_since, self.fresh, self.closed = since, fresh, False
 
             def hang_up(self):
                 self.closed = True
@@ -503,9 +513,44 @@ class CapTest(HttpCase):
         connections.add(Stub(None))
         self.assertTrue(connections.make_room(False))
         self.assertEqual([stub.closed for stub in stubs], [False, False, True, True])
-        connections.admit(stubs[1])
-        self.assertIsNone(stubs[1].waiting_since)
-        self.assertRaises(rtot.ClientGone, connections.admit, stubs[2])     # nothing is run of what can't be answered
+        connections = rtot.Connections(2)       # one that has no answer yet goes last
+        fresh, later = Stub(1.0, True), Stub(2.0)
+        for stub in (fresh, later):
+            connections.add(stub)
+        self.assertTrue(connections.make_room(False))
+        self.assertEqual((fresh.closed, later.closed), (False, True))
+
+    def test_one_that_is_closed_before_its_answer_gets_a_503_and_nothing_is_run(self):
+        number = self.server.start("sleep 99")
+        wait_until(lambda: self.server.threads() == 2)
+        followers = [support.Follower(self.server, "/jobs/%d/out?follow" % number) for _ in range(4)]
+        head = b"POST /jobs HTTP/1.1\r\n" + AUTH + b"Connection: close\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n"
+        for sent in (b"", head[:50]):
+            wait_until(lambda: self.server.threads() == 6)
+            with self.server.connect() as first, self.server.connect() as second:
+                first.sendall(sent)
+                second.sendall(head)
+                status, headers, _ = split_answer(support.read_all(first))
+                self.assertEqual((status, headers["retry-after"]), (503, "1"))
+                self.assertRegex(second.recv(100), b"^HTTP/1.1 100 ")       # it has shown the secret, so it stays
+                self.assertRegex(self.server.raw(b""), b"^HTTP/1.1 503 ")
+                second.sendall(b"true")
+                self.assertRegex(support.read_all(second), b"^HTTP/1.1 201 ")
+        for follower in followers:
+            follower.hang_up()
+        wait_until(lambda: self.server.threads() == 2)
+        self.assertEqual(self.count(), 3)
+        self.server.delete("/jobs")
+
+    def test_a_request_is_served_if_it_was_not_closed_before(self):
+        connections, stub = rtot.Connections(1), unittest.mock.Mock(waiting_since=1.0, fresh=True)
+        connections.add(stub)
+        connections.admit(stub)
+        self.assertIsNone(stub.waiting_since)
+        self.assertFalse(connections.make_room(False))
+        stub.waiting_since = 1.0
+        self.assertTrue(connections.make_room(False))
+        self.assertRaises(rtot.ClientGone, connections.admit, stub)
 
     def test_who_has_no_secret_keeps_no_place_from_who_has_it(self):
         """Not by a body that never comes, nor by answers that nobody reads."""
@@ -529,7 +574,7 @@ class CapTest(HttpCase):
         followers = [support.Follower(self.server, "/jobs/%d/out?follow" % number) for _ in range(5)]
         status, headers, body = split_answer(self.server.raw(b""))
         self.assertEqual((status, headers["retry-after"]), (503, "1"))
-        self.assertIn(b"5 connections", body)
+        self.assertIn(b"all connections are in use", body)
         for follower in followers:
             follower.hang_up()
         wait_until(lambda: self.server.threads() == 2)

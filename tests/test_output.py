@@ -4,6 +4,7 @@ import tracemalloc
 import unittest
 
 import support  # noqa: F401  finds rtot
+import rtot
 from rtot import ERR, FOLD, OUT, Output, Reader
 
 
@@ -18,6 +19,14 @@ def read_all(reader, limit=FOLD):
 
 def reader_of(output, which=None):
     return Reader(output, which, [stream.start for stream in output.streams])
+
+
+def tail(output, lines, which, between=lambda: None):
+    """Return the place where the last `lines` lines begin; `between` is called at each step to it."""
+    at = [0, 0]
+    for _ in output.tail(lines, which, at):
+        between()
+    return at
 
 
 class OrderTest(unittest.TestCase):
@@ -63,7 +72,7 @@ class OrderTest(unittest.TestCase):
                 expected = bytes(bytearray(byte for stream, byte in kept if which in (None, stream)))
                 self.assertEqual(read_all(reader_of(output, which)), expected, seed)
                 for lines in (0, 1, 2, 5, 10 ** 6):
-                    reader = Reader(output, which, output.tail(lines, which))
+                    reader = Reader(output, which, tail(output, lines, which))
                     self.assertEqual(read_all(reader), b"".join(expected.splitlines(True)[-lines:] if lines else []),
                                      (seed, lines))
             for reader, seen in readers:            # who reads on ends where the log ends, with what is left
@@ -115,6 +124,27 @@ class BoundTest(unittest.TestCase):
         used = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         self.assertLess(used, 2 << 20)
+
+    def test_what_is_dropped_while_the_last_lines_are_looked_for_is_not_among_them(self):
+        for which in (None, OUT, ERR):
+            for dropped in (1, 5, 50, 199, 399):
+                output, log = Output(1000), b""
+                for number in range(100):
+                    output.append(number & 1, b"%02d\n\n" % number)
+                    log += b"%02d\n\n" % number * (which in (None, number & 1))
+                steps = iter(range(1000))
+                at = tail(output, 1000, which, lambda: next(steps) == 20 and output.drop(dropped))
+                reader = Reader(output, which, at)
+                kept = b"".join(iter(lambda: reader.read(7), b""))
+                self.assertTrue(log.endswith(kept), (which, dropped, kept))
+                self.assertEqual(len(kept), reader.source.end - reader.source.start)
+
+    def test_a_log_of_many_turns_is_read_and_searched_in_steps(self):
+        output = Output(10 ** 6)
+        for number in range(5000):
+            output.append(number & 1, b"x\n")
+        self.assertEqual(len(Reader(output, None, [0, 0]).read(10 ** 6)), 2 * rtot.STEPS)
+        self.assertGreater(sum(1 for _ in output.tail(10 ** 6, None, [0, 0])), 4 * rtot.STEPS)
 
     def test_a_reader_is_in_danger_only_when_it_would_lose_something(self):
         output = Output(100)
