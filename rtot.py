@@ -291,6 +291,8 @@ class Output:
         self.streams[stream].append(data)
         if self.end - self.start > self.limit:
             self.drop(self.end - self.start - self.limit)
+        if len(self.turns) > max(self.limit // 8, STEPS):       # they may take as much as the bytes, and no more
+            self.drop(self.turns[len(self.turns) // 8] - self.start)
 
     def _run_at(self, position):
         """Return the stream at `position` and the position where the next turn is, or the end."""
@@ -299,13 +301,13 @@ class Output:
 
     def drop(self, count):
         """Forget the `count` oldest bytes."""
-        while count > 0:
-            position = self.start
-            stream, run_end = self._run_at(position)
-            size = min(count, run_end - position)
-            self.streams[stream].drop(size)
-            count -= size
-        stale = bisect.bisect_right(self.turns, self.start) & ~1
+        begin, end = self.start, self.start + count
+        first, last = (bisect.bisect_right(self.turns, position) for position in (begin, end))
+        edges = [begin] + list(self.turns[first:last]) + [end]
+        size = sum(edges[1::2]) - sum(edges[:len(edges) & ~1:2])       # of every other run, from the first on
+        self.streams[first & 1].drop(size)
+        self.streams[~first & 1].drop(count - size)
+        stale = last & ~1
         if stale > len(self.turns) // 2:        # seldom, since what follows moves; in pairs, for the parity
             del self.turns[:stale]
 
@@ -1058,13 +1060,13 @@ class Process:
         self.crowd = self.paused = self.printed = None
 
 
-def living_groups():
-    """Return the process groups that have a member that lives, from proc_pid_stat(5).
+def living_sessions():
+    """Return by session the process groups that have a member that lives, from proc_pid_stat(5).
 
     None where that can't be told: no /proc, or that of other processes (pid_namespaces(7)), or no descriptor.
     A group's zombie leader still takes signals, so kill(2) can't tell.
     """
-    groups = set()
+    sessions = {}
     try:
         if os.readlink("/proc/self") != str(os.getpid()):
             return None
@@ -1075,10 +1077,10 @@ def living_groups():
             except (FileNotFoundError, ProcessLookupError, PermissionError):     # gone meanwhile, or not for us to end
                 continue
             if fields[0] not in b"ZX" or int(fields[17]) > 1:       # a zombie may have threads that live
-                groups.add(int(fields[2]))
+                sessions.setdefault(int(fields[3]), set()).add(int(fields[2]))
     except OSError:
         return None
-    return groups
+    return sessions
 
 
 def give_memory_back():
@@ -1095,6 +1097,13 @@ def give_memory_back():
 
 def no_action(number, frame):
     """Handle a signal by doing nothing: unlike SIG_IGN, a child does not inherit that (execve(2))."""
+
+
+def hung_up(descriptor, seconds=0):
+    """Is the other side of a terminal or a connection closed, or will it be within `seconds`?"""
+    poll = select.poll()
+    poll.register(descriptor, 0)        # POLLHUP comes unasked: poll(2)
+    return bool(poll.poll(int(seconds * 1000)))
 
 
 def set_size(terminal, rows, cols):
@@ -1131,6 +1140,7 @@ class Runner:
         self._processes = {}                        # by job id
         self._by_pid = {}
         self._silent, self._reaping = set(), None   # whose output has ended; the timer that asks for all who ended
+        self._looked, self._sessions = False, None  # living_sessions() of this turn of the loop, once it was asked
         self._pinned, self._looking = set(), None   # who only waits for a SIGKILL; the timer that looks at them
         self._untold = collections.deque()   # of which those who wait are to be told, when nothing else is to be
                                                     # done: one who wakes before contends for the interpreter
@@ -1219,7 +1229,9 @@ class Runner:
         try:
             while not self._finished():
                 timeout = self._timers[0].when - time.monotonic() if self._timers else LONGEST_WAIT
-                for key, _ in self._selector.select(min(max(timeout, 0), LONGEST_WAIT)):
+                events = self._selector.select(min(max(timeout, 0), LONGEST_WAIT))
+                self._looked = False
+                for key, _ in events:
                     function, process = key.data
                     self._try(function, *((process, key.fd) if process else ()))
                 self._try(self._run_timers)
@@ -1277,7 +1289,11 @@ class Runner:
         while self._timers and self._timers[0].when <= now:
             timer = self._timers[0]
             self._cancel_timer(timer)
-            timer.function(timer.process) if timer.process else timer.function()
+            try:
+                timer.function(timer.process) if timer.process else timer.function()
+            except MemoryError:         # again, then: a SIGKILL to come may hang on it
+                self.after(REAP_AFTER, timer.function, timer.process)
+                raise
 
     def _tell_ends(self):
         while self._untold:
@@ -1320,8 +1336,15 @@ class Runner:
         executable, argv = self._command(process)
         try:
             ends, mine = self._open_ends(job.options, opened)
+            for name, stream in (("out", OUT), ("err", ERR)):
+                if name in mine:
+                    self._watch(process, mine[name])
+                    process.pipes[mine[name]] = stream
             process.pid = self._start(argv, executable, ends, process)
         except BaseException:           # nothing stays of what does not run; _launch says why
+            for fd in process.pipes:
+                self._unwatch(fd)
+            process.pipes.clear()
             for fd in opened:
                 os.close(fd)
             raise
@@ -1332,10 +1355,6 @@ class Runner:
         self._active += 1
         process.input = mine.get("input")
         job.run(process.pid)
-        for name, stream in (("out", OUT), ("err", ERR)):
-            if name in mine:
-                process.pipes[mine[name]] = stream
-                self._selector.register(mine[name], selectors.EVENT_READ, (self._read, process))
         if job.options.timeout is not None:
             self.after(job.options.timeout, self._time_out, process)
 
@@ -1463,6 +1482,14 @@ class Runner:
 
     # Output.
 
+    def _watch(self, process, fd):
+        """Have what comes by the descriptor read."""
+        self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
+
+    def _unwatch(self, fd):
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
     def _read(self, process, fd):
         """Read once; return how many bytes there were."""
         if fd not in process.pipes:     # closed by another event of the same wake
@@ -1480,8 +1507,12 @@ class Runner:
         except BlockingIOError:
             return 0
         except OSError as error:
-            if error.errno != errno.EIO:        # how a terminal ends
+            if error.errno != errno.EIO:        # nobody has the terminal open
                 raise
+            if not process.ended:               # but the script may open it again
+                self._unwatch(fd)
+                self.after(LOOK_AFTER, self._look_at_terminal, process)
+                return 0
             data = b""
         if data:
             self._captured(process, process.pipes[fd], data)
@@ -1493,6 +1524,13 @@ class Runner:
                 self._silent.add(process)
             self._settle(process)
         return len(data)
+
+    def _look_at_terminal(self, process):
+        """Read it again, if it was not closed meanwhile.  Closing it, or letting it spin the selector, would be worse:
+        the script would get SIGHUP (tty_ioctl(4), "hangup"), as one that has its output go to a file for a while.
+        """
+        if process.terminal is not None and not process.paused and process.terminal not in self._selector.get_map():
+            self._watch(process, process.terminal)
 
     @staticmethod
     def _widen(process, fd):
@@ -1539,8 +1577,7 @@ class Runner:
     def _close_pipe(self, process, fd):
         del process.pipes[fd]
         process.wide.discard(fd)
-        if not process.paused:
-            self._selector.unregister(fd)
+        self._unwatch(fd)
         os.close(fd)
         if process.terminal == fd:
             process.terminal = None
@@ -1554,7 +1591,7 @@ class Runner:
         if process.paused:
             return
         for fd in process.pipes:
-            self._selector.unregister(fd)
+            self._unwatch(fd)
         places = [(reader, reader.position) for reader in tuple(process.job.output.readers)
                   if reader.awaited and reader.endangered(size)]
         process.paused = places, size, time.monotonic() + PATIENCE
@@ -1572,7 +1609,7 @@ class Runner:
                 reader.awaited = False
         process.paused = None
         for fd in process.pipes:
-            self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
+            self._watch(process, fd)
 
     # Input.
 
@@ -1600,17 +1637,19 @@ class Runner:
             try:
                 process.feeds[0][0] = data = data[os.write(fd, data):] if data else data
             except BlockingIOError:
-                if fd not in self._selector.get_map():
+                if process.terminal is not None and hung_up(fd):    # nobody has it open: which may change
+                    self._unwatch(fd)
+                    self._refuse_feeds(process)
+                elif fd not in self._selector.get_map():
                     self._selector.register(fd, selectors.EVENT_WRITE, (self._write, process))
                 return
-            except OSError:             # EPIPE, or EIO of a terminal: nobody reads it any more
+            except OSError:             # EPIPE: nobody reads it any more
                 self._close_input(process)
                 return
             if not data:
                 process.feeds.popleft()
                 reply.give()
-        if fd in self._selector.get_map():
-            self._selector.unregister(fd)
+        self._unwatch(fd)
         if process.eof:
             self._close_input(process)
 
@@ -1625,10 +1664,13 @@ class Runner:
     def _close_input(self, process):
         if process.input is None:
             return
-        if process.input in self._selector.get_map():
-            self._selector.unregister(process.input)
+        self._unwatch(process.input)
         os.close(process.input)
         process.input = None
+        self._refuse_feeds(process)
+
+    @staticmethod
+    def _refuse_feeds(process):
         while process.feeds:
             process.feeds.popleft()[1].give(error=Conflict(
                 "job %d closed its standard input before all was written" % process.job.id))
@@ -1756,13 +1798,13 @@ class Runner:
 
     def _look_at_groups(self):
         """Keep no zombie for a SIGKILL that nobody is left to get."""
-        living = living_groups()
+        living = self._living()
         pinned, self._pinned, self._looking = self._pinned, set(), None
         for process in pinned:
             if process.killing and living is not None and process.pid not in living:
-                self._cancel_timer(process.killing)
-                process.killing = None
-            self._settle(process)
+                self._kill_group(process)       # now: who forks without a pause is in no list of processes
+            else:
+                self._settle(process)
 
     def _complete(self, job, text, code, held=False):
         job.complete(text, code, held)
@@ -1773,16 +1815,32 @@ class Runner:
 
     # Stopping.
 
-    def _signal(self, process, number):
-        """Signal the group; return whether that is permitted.
+    def _living(self):
+        """Return living_sessions() as of this turn of the loop: a thousand that are killed at once ask once."""
+        if not self._looked:
+            self._looked, self._sessions = True, living_sessions()
+        return self._sessions
 
-        No stranger can have its number: the leader lives, or is a zombie that we have not reaped.
+    def _signal(self, process, number):
+        """Signal the groups of the job's session; return whether that is permitted.
+
+        timeout(1), and a shell under set -m, put what they start into groups of their own.  No stranger can have the
+        number of the leader's: it lives, or is a zombie that we have not reaped.  Those of the others come again
+        after all other numbers only (proc_sys_kernel(5), pid_max): not while we look.
         """
+        if self._by_pid.get(process.pid) is not process:
+            return True
+        others = (self._living() or {}).get(process.pid, set()) - {process.pid}
+        return any([self._signal_group(group, number) for group in [process.pid] + sorted(others)])
+
+    @staticmethod
+    def _signal_group(group, number):
         try:
-            if self._by_pid.get(process.pid) is process:
-                os.killpg(process.pid, number)
-        except PermissionError:     # all of it runs as another user
+            os.killpg(group, number)
+        except PermissionError:         # all of it runs as another user
             return False
+        except ProcessLookupError:      # it has just ended
+            pass
         return True
 
     def _kill(self, job, signum, grace):
@@ -1858,7 +1916,7 @@ class Runner:
 
     def _sweep_groups(self):
         """While stopping: have done with those whose group is no more, and soon with all."""
-        living = living_groups()
+        living = self._living()
         for process in list(self._processes.values()):
             if process.ended and (process.pid not in living if living is not None else not process.killing):
                 self._drain(process)
@@ -2358,9 +2416,7 @@ class Connection(socketserver.BaseRequestHandler):
     def _slow_down(self):
         """Let one who guesses wait."""
         delay = self.server.failures.note(self.client_address[0])
-        poll = select.poll()
-        poll.register(self.connection, 0)       # POLLHUP comes unasked: poll(2)
-        if delay and poll.poll(int(delay * 1000)):
+        if delay and hung_up(self.connection, delay):
             raise ClientGone()
 
     def _check(self):
@@ -2659,7 +2715,8 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """
         try:
             _thread.start_new_thread(self.process_request_thread, (request, client_address))
-            self.connections.came.acquire(timeout=TICK)
+            if not self.connections.came.acquire(timeout=TICK) and lacks_memory():
+                self.app.runner.relieve()       # it had none to begin with: Python 3.13 was deaf from there on
         except (RuntimeError, MemoryError):     # no more threads (EAGAIN), or no memory for one, which is told alike
             # The C library keeps the stack of one that ends for the next; and malloc, with what is freed in its
             # midst, may keep all that RLIMIT_AS allows: 445 MB of it kept everybody out, until an idle one went.

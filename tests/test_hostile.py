@@ -716,16 +716,16 @@ class NamespaceTest(unittest.TestCase):
         self.assertEqual(server.process.wait(support.LIMIT), 0)
 
 
-class GroupsTest(unittest.TestCase):
+class LivingTest(unittest.TestCase):
     """What is known of the living, by which a SIGKILL to come is given up."""
 
     def test_nothing_is_known_where_it_could_not_be_looked(self):
         import errno
-        self.assertIn(os.getpgrp(), rtot.living_groups())
+        self.assertIn(os.getpgrp(), rtot.living_sessions()[os.getsid(0)])
         with unittest.mock.patch("builtins.open", side_effect=OSError(errno.EMFILE, "x")):
-            self.assertIsNone(rtot.living_groups())
+            self.assertIsNone(rtot.living_sessions())
         with unittest.mock.patch.object(os, "readlink", return_value="1"):      # the /proc of other processes
-            self.assertIsNone(rtot.living_groups())
+            self.assertIsNone(rtot.living_sessions())
 
     @unittest.skipUnless(os.uname().machine in ("x86_64", "aarch64"), "needs to know the number of exit(2)")
     def test_a_process_of_which_only_a_thread_lives_is_alive(self):
@@ -736,7 +736,7 @@ class GroupsTest(unittest.TestCase):
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         wait_until(lambda: process_state(process.pid) == "Z")
-        self.assertIn(process.pid, rtot.living_groups())
+        self.assertIn(process.pid, rtot.living_sessions())
 
     @need("unshare")
     @unittest.skipIf(os.geteuid(), "needs root, for namespaces")

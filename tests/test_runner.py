@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import unittest
+import urllib.parse
 
 import support
 import rtot
@@ -332,6 +333,39 @@ class StopTest(ServerCase):
     def test_a_job_that_ends_in_time_did_not_time_out(self):
         job = self.server.run("exit 4", "timeout=60")
         self.assertEqual((job["timed_out"], job["exit_code"]), (False, 4))
+
+    def test_what_is_in_a_group_of_its_own_dies_too(self):
+        """timeout(1) and set -m make one; only what leaves the session stays."""
+        for stop in ("kill", "delete", "timeout", "held"):
+            number = self.server.start("timeout 98 bash -c 'echo $$; exec sleep 97' & set -m; (echo $BASHPID; exec sleep 96) & "
+                                       + ("exit" if stop == "held" else "wait"), "timeout=0.3" if stop == "timeout" else "")
+            pids = wait_until(lambda: self.server.out(number).count(b"\n") == 2 and self.server.out(number).split())
+            if stop == "held":
+                self.assertTrue(self.server.job(number, "wait&fields=held")["held"])
+            if stop == "delete":
+                self.server.delete("/jobs/%d" % number)
+            elif stop != "timeout":
+                self.assertEqual(self.server.post("/jobs/%d/kill" % number).status, 204)
+            wait_until(lambda: not any(is_alive(int(pid)) for pid in pids), stop)
+
+    def test_a_group_that_forks_without_a_pause_is_killed(self):
+        """It is in no list of processes, so it seemed to be gone, and the SIGKILL to come was given up."""
+        path = os.path.join(self.server.tmp, "comet")
+        code = ("import os, signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); end = time.time() + 100\n"
+                "fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n"
+                "while time.time() < end:\n    if os.fork(): os._exit(0)\n    os.write(fd, b'.')")
+        self.addCleanup(os.unlink, path)
+        number = self.server.start('%s -c "$1" "$2" >/dev/null 2>&1 & echo begun; sleep 99' % sys.executable,
+                                   urllib.parse.urlencode([("arg", code), ("arg", path)]))
+        wait_until(lambda: os.path.exists(path) and os.path.getsize(path) > 100)
+        self.server.post("/jobs/%d/kill?grace=600" % number)
+        self.assertEqual(self.server.job(number, "wait&fields=exit_code")["exit_code"], 143)
+
+        def quiet():
+            size = os.path.getsize(path)
+            time.sleep(0.3)         # a span in which it would fork a hundred times, not a wait for something
+            return os.path.getsize(path) == size
+        wait_until(quiet)
 
     def test_term_lets_a_script_clean_up(self):
         number = self.server.start("trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.05; done")
@@ -728,6 +762,33 @@ class TerminalTest(ServerCase):
         self.assertError(self.server.post("/jobs/%d/resize?rows=1&cols=1" % number), 409, "tty")
         number = self.server.run("true", "tty")["id"]
         self.assertError(self.server.post("/jobs/%d/resize?rows=1&cols=1" % number), 409, "closed")
+
+    def letting_go(self):
+        """Start a script that closes its terminal, and opens it again when the file that is returned exists."""
+        closed, go = (os.path.join(self.server.tmp, name) for name in ("closed", "go"))
+        number = self.server.start('exec </dev/null >/dev/null 2>&1; touch "$1"; until test -e "$2"; do sleep 0.01; done\n'
+                                   'exec </dev/tty >/dev/tty; echo back; read line; echo "got $line"; exit 3',
+                                   "tty&arg=%s&arg=%s" % (closed, go))
+        wait_until(lambda: os.path.exists(closed))
+        os.unlink(closed)
+        return number, go
+
+    def test_a_script_may_let_go_of_its_terminal_for_a_while(self):
+        """To close it on our side then would hang up: the script got SIGHUP."""
+        number, go = self.letting_go()
+        wait_until(lambda: self.server.at_rest() and self.server.at_rest())     # it has seen that it is closed
+        open(go, "w").close()
+        self.addCleanup(os.unlink, go)
+        wait_until(lambda: b"back" in self.server.out(number) or self.server.job(number)["state"] == "complete")
+        self.assertEqual(self.server.post("/jobs/%d/stdin" % number, "late\n").status, 204)
+        job = self.server.job(number, "wait&fields=exit_code,out")
+        self.assertEqual(job["exit_code"], 3)
+        self.assertRegex(job["out"], "got late\r\n$")
+
+    def test_what_does_not_fit_a_terminal_that_nobody_has_open_is_refused(self):
+        number, _ = self.letting_go()
+        self.assertEqual(self.server.post("/jobs/%d/stdin" % number, b"x" * 500000).status, 409)
+        self.server.delete("/jobs/%d" % number)
 
     def test_what_is_left_on_a_terminal_does_not_spin_the_server(self):
         job = self.server.run("trap '' HUP; sleep 99 & echo $!", "tty")
