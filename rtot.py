@@ -308,7 +308,7 @@ class Output:
         self.streams[first & 1].drop(size)
         self.streams[~first & 1].drop(count - size)
         stale = last & ~1
-        if stale > len(self.turns) // 2:        # seldom, since what follows moves; in pairs, for the parity
+        if stale and stale >= len(self.turns) // 8:     # seldom, since what follows moves; in pairs, for the parity
             del self.turns[:stale]
 
     def read(self, at, which, limit):
@@ -859,6 +859,10 @@ class Script:
     def __init__(self, path, fd=None):
         self.path, self.fd = path, fd
 
+    def is_lost(self):
+        """Has somebody cleaned the temporary directory?"""
+        return self.fd is None and not os.path.exists(self.path)
+
     def close(self):
         """Take it away; nothing happens if somebody else has, or the directory can't be written any more."""
         try:
@@ -1121,9 +1125,12 @@ class Runner:
     the loop's own.  A job waits as `new` while `parallel` others are not complete.
     """
 
-    def __init__(self, store, parallel, max_total, descriptors=256, nofile=None):
-        """`descriptors` are those that we may have; `nofile` is the limit that jobs get, if not ours."""
-        self._descriptors, self._nofile = descriptors, nofile
+    def __init__(self, store, parallel, max_total, descriptors=256, nofile=None, workspace=None):
+        """`descriptors` are those that we may have; `nofile` is the limit that jobs get, if not ours.
+
+        `workspace` is where scripts are written again that were lost while they waited.
+        """
+        self._descriptors, self._nofile, self._workspace = descriptors, nofile, workspace
         self.store, self.parallel, self.max_total = store, parallel, max_total
         self.stopping, self._stop_by = False, 0.0
         self._calls = collections.deque()           # (function, arguments): append and popleft are atomic
@@ -1320,9 +1327,13 @@ class Runner:
             job, script = self._waiting.popleft()
             process = Process(job, script)
             try:
+                if self._workspace and script.is_lost():
+                    process.script = self._workspace.write(job.script)
                 self._spawn(process)
             except OSError as error:
                 self._not_started(process, error)
+            except InsufficientStorage:
+                self._not_started(process, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             except MemoryError:
                 self._not_started(process, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
             except ImportError:             # no descriptor to open a module with
@@ -3581,8 +3592,12 @@ class PidFile:
         import fcntl
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            while True:
+                self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self.fd).st_nlink:
+                    break
+                os.close(self.fd)       # who had it has removed it since we opened it
             try:
                 os.ftruncate(self.fd, 0)
                 os.write(self.fd, b"%d\n" % os.getpid())
@@ -3881,7 +3896,7 @@ def listen(args, handed, secret, log):
     total = args.max_total or quarter_of_memory()
     store, workspace = JobStore(args.keep, total), Workspace()
     descriptors, nofile = raise_nofile()
-    runner = Runner(store, args.parallel, total, descriptors, nofile)
+    runner = Runner(store, args.parallel, total, descriptors, nofile, workspace)
     shell = DEFAULT_SHELL if os.access(DEFAULT_SHELL, os.X_OK) else b"/bin/sh"
     app = App(secret, store, runner, workspace, args.max_script, args.max_output, shell)
     limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout, descriptors)

@@ -555,6 +555,26 @@ class ScarceTest(unittest.TestCase):
             self.assertEqual(len(os.listdir("/proc/self/fd")), before)
         self.assertEqual(len(started), 5)
 
+    def test_a_job_whose_output_cannot_be_watched_is_not_started(self):
+        """As where epoll(7) has no watch left, max_user_watches: it ran, unknown, and the server ended."""
+        import errno
+        store = rtot.JobStore(0, 1000)
+        runner, job = rtot.Runner(store, 0, 1000), rtot.Job(b"#!/bin/sh\n", rtot.PLAIN, 1000)
+        store.add(job)
+        runner._start = unittest.mock.Mock()
+        real, before = runner._selector.register, len(os.listdir("/proc/self/fd"))
+        for watched in (0, 1):
+            outcomes = [real] * watched + [OSError(errno.ENOSPC, "x")]
+            with unittest.mock.patch.object(runner._selector, "register", side_effect=lambda *args, outcomes=outcomes: raise_or_call(
+                    outcomes.pop(0), *args)):
+                job = rtot.Job(b"#!/bin/sh\n", rtot.PLAIN, 1000)
+                store.add(job)
+                runner._submit(job, rtot.Script(b"/no/such/script"))
+            self.assertEqual((job.state, job.exit), ("complete", "fork/exec /bin/sh: no space left on device"))
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
+        self.assertEqual(len(runner._selector.get_map()), 1)
+        runner._start.assert_not_called()
+
     def test_a_want_of_memory_costs_the_oldest_output_and_nothing_for_good(self):
         store = rtot.JobStore(0, 1000)
         runner = rtot.Runner(store, 0, 1000)
@@ -575,6 +595,20 @@ class ScarceTest(unittest.TestCase):
         runner.relieve()                # as another thread asks
         runner._run_calls()
         self.assertEqual(runner._total, 693)
+
+    def test_a_want_of_memory_forgets_no_timer(self):
+        """A SIGKILL to come may hang on it."""
+        runner, calls = rtot.Runner(rtot.JobStore(0, 1000), 0, 1000), []
+
+        def fail_once():
+            calls.append(None)
+            if len(calls) == 1:
+                raise MemoryError
+            runner._stop()
+        runner.after(0, fail_once)
+        runner.after(20, runner._stop)      # rather than wait for ever
+        runner.run()
+        self.assertEqual(len(calls), 2)
 
     def test_a_want_of_memory_forgets_no_call_and_no_end(self):
         runner, done = rtot.Runner(rtot.JobStore(0, 1000), 0, 1000), []
@@ -883,6 +917,24 @@ class DaemonTest(unittest.TestCase):
             third.pid = int(file.read())
         self.end(third)
 
+    def test_a_pid_file_that_its_owner_has_just_removed_is_made_anew(self):
+        """Who locked the removed one had none, and the next server started beside it."""
+        import fcntl
+        path, real = os.path.join(self.tmp(), "pid"), fcntl.flock
+
+        def flock(fd, how):
+            real(fd, how)
+            if flock.removes:
+                os.unlink(path)
+                flock.removes = False
+        flock.removes = True
+        with unittest.mock.patch.object(fcntl, "flock", flock):
+            pid_file = rtot.PidFile(path)
+        self.assertEqual(open_text(path), "%d\n" % os.getpid())
+        self.assertRaises(rtot.CannotStart, rtot.PidFile, path)
+        pid_file.remove(None)
+        os.close(pid_file.fd)
+
     def test_the_log_file_is_opened_anew_on_hangup(self):
         server = self.daemon("--log-file", "log")
         path = os.path.join(self.directory, "log")
@@ -901,6 +953,12 @@ class DaemonTest(unittest.TestCase):
             self.addCleanup(server.close)
             self.assertEqual(server.process.wait(support.LIMIT), 1)
             self.assertEqual(server.log(), "rtot: cannot write /no/such/file: No such file or directory\n")
+
+
+def raise_or_call(outcome, *args):
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome(*args)
 
 
 def open_text(path):

@@ -453,12 +453,16 @@ class AcceptTest(unittest.TestCase):
         wait_until(lambda: not server.connections._open)
 
     def test_a_thread_that_never_runs_is_not_waited_for_for_ever(self):
+        """One that had no memory for its first line of Python ends without a word: then there has to be more."""
         server = self.server()
-        with socket.create_connection(server.server_address), unittest.mock.patch.object(rtot, "TICK", 0.1), \
-                unittest.mock.patch.object(rtot._thread, "start_new_thread") as start:
-            server.handle_request()
-        (connection, _), = [call[0][1] for call in start.call_args_list]
-        connection.close()
+        for number, lacking in enumerate((False, True)):
+            with socket.create_connection(server.server_address), unittest.mock.patch.object(rtot, "TICK", 0.1), \
+                    unittest.mock.patch.object(rtot, "lacks_memory", lambda lacking=lacking: lacking), \
+                    unittest.mock.patch.object(rtot._thread, "start_new_thread") as start:
+                server.handle_request()
+            (connection, _), = [call[0][1] for call in start.call_args_list]
+            connection.close()
+            self.assertEqual(server.app.runner.relieve.call_count, number)
 
     def test_accepting_without_memory_goes_on(self):
         server = self.server()

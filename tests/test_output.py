@@ -146,6 +146,17 @@ class BoundTest(unittest.TestCase):
         self.assertEqual(len(Reader(output, None, [0, 0]).read(10 ** 6)), 2 * rtot.STEPS)
         self.assertGreater(sum(1 for _ in output.tail(10 ** 6, None, [0, 0])), 4 * rtot.STEPS)
 
+    def test_a_stream_that_changes_at_each_byte_takes_no_more_than_twice_the_limit(self):
+        """The turns of 64 MiB of such a log took 512 MiB."""
+        output, log = Output(80000), b""
+        for number in range(50000):
+            log += b"%d" % (number % 10)
+            output.append(number & 1, log[-1:])
+        self.assertLessEqual(len(output.turns), 10000)
+        self.assertGreater(output.end - output.start, 8000)
+        reader = Reader(output, None, [0, 0])
+        self.assertEqual(b"".join(iter(lambda: reader.read(10 ** 6), b"")), log[output.start:])
+
     def test_a_reader_is_in_danger_only_when_it_would_lose_something(self):
         output = Output(100)
         behind, ahead = reader_of(output, OUT), reader_of(output, OUT)

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -503,6 +504,16 @@ class ParallelTest(ServerCase):
         starts = [self.server.job(number)["start"] for number in (numbers[3], numbers[4])]
         self.assertEqual(starts, sorted(starts))
         self.assertEqual(self.server.get("/jobs/%d" % numbers[2]).status, 404)
+
+    def test_one_that_waits_runs_though_the_temporary_directory_was_cleaned(self):
+        server = self.own_server("-j", "1")
+        first = server.start("echo ready; read go", "stdin")
+        server.wait_for_out(first, b"ready")
+        numbers = [server.start("echo %d" % number) for number in range(3)]
+        for name in server.leftovers():
+            shutil.rmtree(os.path.join(server.tmp, name))
+        server.post("/jobs/%d/stdin?eof" % first)
+        self.assertEqual([server.job(number, "wait&fields=out")["out"] for number in numbers], ["0\n", "1\n", "2\n"])
 
     def test_one_that_waits_can_be_deleted_unstarted(self):
         self.addCleanup(lambda: self.server.delete("/jobs"))
