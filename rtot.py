@@ -1041,7 +1041,7 @@ Timer = collections.namedtuple("Timer", "when number function process")     # s 
 
 
 class Process:
-    """What the loop knows of a job's process group, until nobody will signal that group any more.
+    """What the loop knows of a job's processes, one session, until nobody will signal them any more.
 
     `pipes`: the stream that each descriptor carries; `input`: the descriptor of standard input, or None;
     `feeds`: what is to be written there, as [memoryview, Reply]; `last`: the last byte of all that;
@@ -1167,7 +1167,7 @@ class Runner:
         self._call(self._submit, job, script)
 
     def kill(self, job, signum, grace):
-        """Send `signum` to the job's process group, and SIGKILL `grace` seconds later if that is not None."""
+        """Send `signum` to all processes of the job, and SIGKILL `grace` seconds later if that is not None."""
         self._ask(self._kill, job, signum, grace)
 
     def feed(self, job, data, eof):
@@ -1863,7 +1863,7 @@ class Runner:
             raise Conflict("job %d runs as another user, and we may not signal it" % job.id)
 
     def _terminate(self, process, grace=GRACE, signum=signal.SIGTERM):
-        """Signal the group, then SIGCONT so that a stopped one gets it, then SIGKILL after the grace."""
+        """Signal all of it, then SIGCONT so that what is stopped gets it, then SIGKILL after the grace."""
         permitted = self._signal(process, signum)
         self._signal(process, signal.SIGCONT)
         until = time.monotonic() + grace
