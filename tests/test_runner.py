@@ -634,7 +634,7 @@ class LoopTest(unittest.TestCase):
         self.assertEqual((self.runner._total, len(self.runner._kept)), (0, 0))
 
     def test_no_timer_holds_a_job_that_has_ended(self):
-        """The output of one with a timeout of a day stayed in memory for that day, deleted or not."""
+        """The output of one with a timeout of a day would stay in memory for that day, deleted or not."""
         self.runner.after(86400, self.runner._time_out, self.process)
         self.process.ended = ("", 0)
         with unittest.mock.patch.object(os, "waitpid"):
