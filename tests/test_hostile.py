@@ -415,6 +415,13 @@ class Storm:
             return False
 
 
+def end_by_pid(pid, number=signal.SIGKILL):
+    """End what is not our child, if it lives."""
+    if is_alive(pid):
+        os.kill(pid, number)
+        wait_until(lambda: not is_alive(pid), "the end of %d" % pid)
+
+
 GIVES_BACK = unittest.skipUnless(hasattr(ctypes.CDLL(None), "malloc_trim"),
                                  "needs malloc_trim(3), which this C library has not")
 
@@ -534,6 +541,12 @@ class ScarceTest(unittest.TestCase):
             else:
                 del sys.modules["array"]
         self.assertEqual(output.read([0, 0], None, 9), b"eo")
+
+    def test_without_a_descriptor_for_a_module_nobody_is_let_in_and_told_to_come_again(self):
+        app = rtot.App(b"x", None, None, None, 1, 1)
+        with unittest.mock.patch.dict(sys.modules, {"hmac": None}):         # which makes its import fail
+            request = rtot.Request("GET", b"/", 11, {b"rtot-secret": b"x"})
+            self.assertRaisesRegex(rtot.Unavailable, "no descriptor", app.answer, request)
 
     def test_a_job_that_cannot_be_forked_completes_with_that_error(self):
         store, started = rtot.JobStore(0, 1000), []
@@ -711,6 +724,8 @@ class NamespaceTest(unittest.TestCase):
             return
         self.assertEqual((answer.status, answer.job["out"]), (201, "hi\n#!/bin/bash\n"))
         self.assertEqual(server.run("#!/usr/bin/env python3\nprint(1 + 1)")["out"], "2\n")
+        for query in ("cwd=/", "tty"):          # which are started in other ways
+            self.assertEqual(server.run("printf hi", query)["out"], "hi")
         other = server.start("sleep 99")            # whose script is for itself alone
         self.assertEqual(server.run("ls -l /proc/self/fd | grep -c memfd")["out"], "1\n")
         server.delete("/jobs/%d" % other)
@@ -738,15 +753,20 @@ class NamespaceTest(unittest.TestCase):
         server = Server(wrapper=["unshare", "-p", "-f", "--mount-proc"]).ready()
         self.addCleanup(server.close)
         (inner,), _ = server.children()
-        server.process.pid, wrapper = inner, server.process.pid
+        self.addCleanup(end_by_pid, inner)
         server.pid = inner
+
+        def leave_orphans():
+            for _ in range(5):
+                server.run("setsid sh -c 'sleep 0.1' >/dev/null 2>&1 </dev/null & true")
+        leave_orphans()
+        wait_until(lambda: server.children() == ([], []), "the reaping of orphans")
+        self.assertEqual(server.run("exit 3")["exit_code"], 3)
         held = server.run("sleep 99 & true")        # whose zombie stands before the orphans
         self.assertTrue(held["held"])
-        for _ in range(5):
-            server.run("setsid sh -c 'sleep 0.1' >/dev/null 2>&1 </dev/null & true")
+        leave_orphans()
         wait_until(lambda: len(server.children()[0]) <= 1 and len(server.children()[1]) == 1, "the reaping of orphans")
         os.kill(inner, signal.SIGTERM)
-        server.process.pid = wrapper
         self.assertEqual(server.process.wait(support.LIMIT), 0)
 
 
@@ -842,16 +862,15 @@ class BrowserTest(ServerCase):
 
 class DaemonTest(unittest.TestCase):
 
-    def setUp(self):
-        self.server = None
-
-    def daemon(self, *options, **more):
-        """Start a daemon; return the server once the foreground has exited with 0."""
-        server = Server("-d", "--pid-file", "pid", *options, cwd=self.tmp(), **more)
+    def daemon(self, *options, directory=None, **more):
+        """Start a daemon, which does not outlive the test; return the server once the foreground has exited with 0."""
+        server = Server("-d", "--pid-file", "pid", *options, cwd=directory or self.tmp(), **more)
+        self.addCleanup(server.close)
         self.assertEqual(server.process.wait(support.LIMIT), 0, server.log())
-        server.port = int(server.log().split("127.0.0.1:")[1].split("/")[0])
         with open(os.path.join(self.directory, "pid")) as file:
             server.pid = int(file.read())
+        self.addCleanup(end_by_pid, server.pid)
+        server.port = int(server.log().split("127.0.0.1:")[1].split("/")[0])
         return server
 
     def tmp(self):
@@ -861,8 +880,7 @@ class DaemonTest(unittest.TestCase):
         return self.directory
 
     def end(self, server, number=signal.SIGTERM):
-        os.kill(server.pid, number)
-        wait_until(lambda: not is_alive(server.pid))
+        end_by_pid(server.pid, number)
         server.close()
 
     def test_returns_when_the_port_is_bound_and_lives_on_without_its_session(self):
@@ -908,14 +926,8 @@ class DaemonTest(unittest.TestCase):
         self.addCleanup(again.close)
         self.assertEqual(again.process.wait(support.LIMIT), 1)
         self.assertIn("pid is the pid file of a server that lives", again.log())
-        os.kill(server.pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(server.pid))
-        server.close()
-        third = Server("-d", "--pid-file", "pid", cwd=self.directory)
-        self.assertEqual(third.process.wait(support.LIMIT), 0, third.log())
-        with open(os.path.join(self.directory, "pid")) as file:
-            third.pid = int(file.read())
-        self.end(third)
+        self.end(server, signal.SIGKILL)
+        self.end(self.daemon(directory=self.directory))
 
     def test_a_pid_file_that_its_owner_has_just_removed_is_made_anew(self):
         """Who locked the removed one had none, and the next server started beside it."""

@@ -115,6 +115,8 @@ class BoundTest(unittest.TestCase):
             used = tracemalloc.get_traced_memory()[0]
             tracemalloc.stop()
             self.assertLess(used, 2 * output.end, "alternate: %s" % alternate)
+            for stream in output.streams:       # folded: each object is also work for who reads
+                self.assertLess(len(stream.chunks), 2 * output.end // FOLD)
 
     def test_what_is_dropped_frees_its_memory(self):
         tracemalloc.start()
@@ -124,6 +126,21 @@ class BoundTest(unittest.TestCase):
         used = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         self.assertLess(used, 2 << 20)
+
+    def test_the_order_of_what_is_dropped_is_dropped_too(self):
+        output = Output(1000)
+        for number in range(10000):
+            output.append(number & 1, b"%03d\n" % (number % 1000))
+        self.assertLess(len(output.turns), 1000)        # of 10,000, and 250 are kept
+        self.assertEqual(read_all(reader_of(output)), b"".join(b"%03d\n" % number for number in range(750, 1000)))
+
+    def test_keeps_the_order_of_more_than_4_gigabytes_in_8_bytes_a_change(self):
+        output = Output(1000)
+        output.streams[OUT].start = output.streams[OUT].end = 1 << 40
+        for stream, data in ((OUT, b"o1 "), (ERR, b"e1 "), (OUT, b"o2 ")):
+            output.append(stream, data)
+        self.assertEqual(read_all(reader_of(output)), b"o1 e1 o2 ")
+        self.assertEqual(output.turns.itemsize, 8)
 
     def test_what_is_dropped_while_the_last_lines_are_looked_for_is_not_among_them(self):
         for which in (None, OUT, ERR):

@@ -5,10 +5,12 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import unittest
 import urllib.parse
+import unittest.mock
 
 import support
 import rtot
@@ -24,6 +26,7 @@ class ScriptTest(ServerCase):
 
     def test_a_first_line_names_the_interpreter_and_one_argument(self):
         self.assertEqual(self.server.run("#!/bin/sh -eu\necho $-\n")["out"].strip().replace("h", ""), "ue")
+        self.assertRegex(self.server.run("#!/bin/echo a  b \n")["out"], "^a  b /[^ ]*\n$")      # one, blanks and all
 
     def test_no_final_newline_is_fine(self):
         self.assertEqual(self.server.run("#!/bin/echo")["exit_code"], 0)
@@ -37,10 +40,14 @@ class ScriptTest(ServerCase):
         self.assertEqual(self.server.run("#!sh\necho hi")["exit"], "fork/exec sh: no such file or directory")
 
     def test_an_interpreter_that_is_missing_is_told_as_go_tells_it(self):
+        self.server.run("true")
+        (directory,) = self.server.leftovers()
+        before = os.listdir(os.path.join(self.server.tmp, directory))
         job = self.server.run("#!/no/such\n")
         self.assertEqual((job["exit"], job["exit_code"], job["state"]),
                          ("fork/exec /no/such: no such file or directory", 127, "complete"))
         self.assertEqual(job["start"], "0001-01-01 00:00:00 +0000 UTC")
+        self.assertLessEqual(set(os.listdir(os.path.join(self.server.tmp, directory))), set(before))    # no script stays
 
     def test_an_interpreter_that_may_not_be_run_is_told_as_go_tells_it(self):
         job = self.server.run("#!/etc/passwd\n")
@@ -62,9 +69,10 @@ class ScriptTest(ServerCase):
         self.server.delete("/jobs/%d" % other)
 
     def test_a_script_whose_newlines_were_stripped_is_told_about_data_binary(self):
-        for script in ("#!/bin/bashecho hi", "#!/usr/bin/env bashecho hi"):
+        for script, code in (("#!/bin/bashecho hi", 127), ("#!/usr/bin/env bashecho hi", 127),
+                             ("#!/usr/bin/env /etc/passwd", 126)):      # there, but not to be executed
             job = self.server.run(script)
-            self.assertEqual(job["exit_code"], 127)
+            self.assertEqual(job["exit_code"], code)
             self.assertIn("--data-binary", job["err"])
 
     def test_a_script_with_dos_line_ends_is_told_about_the_carriage_return(self):
@@ -107,8 +115,10 @@ class EnvironmentTest(ServerCase):
 
     def test_a_job_has_descriptors_0_1_and_2_only(self):
         self.server.start("sleep 60")       # another job, with descriptors of its own
-        out = self.server.run("exec ls -l /proc/self/fd")["out"]
-        self.assertRegex(out, r"^total 0\n.* 0 -> /dev/null\n.* 1 -> pipe:.*\n.* 2 -> pipe:.*\n.* 3 -> /proc/.*\n$")
+        for query in ("", "cwd=/"):         # which are started in two ways
+            out = self.server.run("exec ls -l /proc/self/fd", query)["out"]
+            self.assertRegex(out, r"^total 0\n.* 0 -> /dev/null\n.* 1 -> (pipe:.*)\n.* 2 -> (?!\1\n)pipe:.*\n"
+                                  r".* 3 -> /proc/.*\n$")
 
     def test_a_job_does_not_inherit_what_the_server_was_started_with(self):
         server = self.own_server(wrapper=["bash", "-c", 'exec 7</etc/passwd; exec "$@"', "bash"])
@@ -119,9 +129,10 @@ class EnvironmentTest(ServerCase):
         script = "grep -E '^Sig(Blk|Ign)' /proc/self/status; trap"
         internal = 3 << 31      # 32 and 33 are glibc's own: nobody can set them (signal(7))
         for server in (self.server, self.own_server(wrapper=ignore)):
-            out = server.run(script)["out"].split()
-            self.assertEqual((out[0], out[2], len(out)), ("SigBlk:", "SigIgn:", 4), out)
-            self.assertEqual((int(out[1], 16), int(out[3], 16) & ~internal), (0, 0), out)
+            for query in ("", "cwd=/"):
+                out = server.run(script, query)["out"].split()
+                self.assertEqual((out[0], out[2], len(out)), ("SigBlk:", "SigIgn:", 4), out)
+                self.assertEqual((int(out[1], 16), int(out[3], 16) & ~internal), (0, 0), out)
 
     def test_what_the_server_was_started_with_blocked_is_not_blocked_in_a_job(self):
         block = [sys.executable, "-c", "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1, "
@@ -133,15 +144,35 @@ class EnvironmentTest(ServerCase):
     def test_a_broken_pipe_ends_a_writer(self):
         self.assertEqual(self.server.run("yes | head -n 1; echo ${PIPESTATUS[0]}")["out"], "y\n141\n")
 
-    def test_the_secret_is_not_in_the_environment_of_a_job(self):
-        server = self.own_server(secret=None, env={"RTOT_SECRET": "swordfish", "OTHER": "x"})
+    def test_what_is_meant_for_the_server_is_not_in_the_environment_of_a_job(self):
+        server = self.own_server(secret=None, env={"RTOT_SECRET": "swordfish", "RTOT_ADDR": "nowhere:1",
+                                                   "RTOT_LOG_FORMAT": "text", "OTHER": "x"})
         server.secret = "swordfish"
         out = server.run("env")["out"]
         self.assertIn("OTHER=x", out)
         self.assertNotIn("swordfish", out)
+        self.assertNotIn("RTOT_", out)
 
     def test_standard_input_is_empty_unless_asked_for(self):
         self.assertEqual(self.server.run("read x; echo $?; cat")["out"], "1\n")
+
+    def test_standard_input_is_never_that_of_the_server(self):
+        with tempfile.TemporaryFile() as file:
+            file.write(b"of the server\n")
+            file.seek(0)
+            server = self.own_server(stdin=file)
+            for query in ("", "cwd=/"):
+                self.assertEqual(server.run("readlink /proc/self/fd/0; cat", query)["out"], "/dev/null\n")
+
+    def test_where_posix_spawn_makes_no_session_jobs_are_forked(self):
+        """It says so by NotImplementedError, where the C library has no POSIX_SPAWN_SETSID."""
+        code = ("import os, rtot, sys\ndef spawn(*args, **more): raise NotImplementedError\n"
+                "os.posix_spawn, os.POSIX_SPAWN_DUP2 = spawn, 1     # also where this Python has none\n"
+                "sys.exit(rtot.main())")
+        server = self.own_server(program=["-c", code], cwd=support.ROOT)
+        for _ in range(2):
+            job = server.run("echo hi; cut -d' ' -f6 /proc/$$/stat")
+            self.assertEqual(job["out"], "hi\n%d\n" % job["pid"])
 
     def test_the_limit_of_descriptors_is_the_one_that_the_server_was_given(self):
         server = self.own_server(wrapper=["bash", "-c", 'ulimit -Sn 300; exec "$@"', "bash"])
@@ -154,8 +185,9 @@ class EnvironmentTest(ServerCase):
             connection.close()
 
     def test_a_job_leads_a_session_of_its_own(self):
-        job = self.server.run("ps -o pid=,pgid=,sid= -p $$ || cut -d' ' -f1,5,6 /proc/$$/stat")
-        self.assertEqual(job["out"].split(), [str(job["pid"])] * 3)
+        for query in ("", "cwd=/"):
+            job = self.server.run("ps -o pid=,pgid=,sid= -p $$ || cut -d' ' -f1,5,6 /proc/$$/stat", query)
+            self.assertEqual(job["out"].split(), [str(job["pid"])] * 3)
 
     def test_shapes_a_job_by_arg_env_cwd_and_label(self):
         job = self.server.run('printf "<%s>" "$@"; echo "$A|$B"; pwd',
@@ -484,6 +516,131 @@ class MomentTest(unittest.TestCase):
         self.assertEqual((job.output.end, job.output.readers[0].lost), (80, 0))
 
 
+class LoopTest(unittest.TestCase):
+    """What the loop does with a process; its signals are noted here and not sent."""
+
+    def setUp(self):
+        self.store = rtot.JobStore(1, 1000)
+        self.runner = rtot.Runner(self.store, 0, 1000)
+        self.process = rtot.Process(self.new_job(), None)
+        self.job = self.process.job
+        self.job.run(1)
+        self.process.pid = 1 << 30          # that no process has
+        self.runner._processes[self.job.id] = self.runner._by_pid[self.process.pid] = self.process
+        self.runner._active = 1
+        self.sent = []
+        self.runner._signal = lambda process, number: self.sent.append(number) or True
+
+    def new_job(self):
+        job = rtot.Job(b"#!/bin/sh\n", rtot.PLAIN, 1000)
+        self.store.add(job)
+        return job
+
+    def pipe(self):
+        """Return both ends of a pipe, of which neither waits."""
+        ends = os.pipe()
+        for end in ends:
+            os.set_blocking(end, False)
+            self.addCleanup(os.close, end)
+        return ends
+
+    def held_pipe(self):
+        """Give the process, which has ended, an output that something still holds; return its other end."""
+        fd, end = self.pipe()
+        self.process.pipes[fd] = rtot.OUT
+        self.process.ended, self.process.printed = ("", 0), 0
+        return end
+
+    def test_input_that_did_not_fit_at_once_is_watched_only_until_it_has_been_written(self):
+        """To be told for ever that there is room would take all of a processor."""
+        fd, self.process.input = self.pipe()
+        reply, size = rtot.Reply(), 300000
+        self.runner._feed(self.job, memoryview(b"x" * size), False, reply)
+        self.assertIn(self.process.input, self.runner._selector.get_map())
+        while size:
+            size -= len(os.read(fd, size))
+            self.runner._write(self.process, self.process.input)
+        self.assertTrue(reply.wait(0))
+        self.assertNotIn(self.process.input, self.runner._selector.get_map())
+
+    def test_a_terminal_that_has_no_other_side_is_not_watched(self):
+        terminal, other = os.openpty()
+        os.set_blocking(terminal, False)
+        self.process.pipes[terminal], self.process.terminal = rtot.OUT, terminal
+        self.runner._selector.register(terminal, 1, (self.runner._read, self.process))
+        os.close(other)
+        self.assertEqual(self.runner._read(self.process, terminal), 0)
+        self.assertNotIn(terminal, self.runner._selector.get_map())
+
+    def test_what_is_in_the_pipe_of_a_held_job_is_read_before_it_is_complete(self):
+        os.write(self.held_pipe(), b"x" * 100)
+        self.runner._held(self.process)
+        self.assertEqual((self.job.state, self.job.output.end), ("complete", 100))
+
+    def test_a_job_that_is_held_back_for_a_follower_is_complete_when_its_own_output_was_read(self):
+        self.held_pipe()
+        self.process.paused, self.runner._drain = ([], 0, 0), lambda process: None
+        self.process.printed = 1
+        self.runner._held(self.process)
+        self.assertEqual((self.job.state, len(self.runner._timers)), ("running", 1))
+        self.process.printed = 0
+        self.runner._held(self.process)
+        self.assertEqual((self.job.state, self.job.held, len(self.runner._timers)), ("complete", True, 1))
+
+    def test_the_seconds_are_those_that_the_readme_promises(self):
+        self.assertEqual((rtot.GRACE, rtot.HELD_AFTER), (5.0, 0.5))
+
+    def test_a_second_signal_never_prolongs_the_grace_and_may_shorten_it(self):
+        now = time.monotonic()
+        with unittest.mock.patch.object(time, "monotonic", lambda: now):
+            for grace, until in ((5, 5), (9, 5), (1, 1)):
+                self.runner._terminate(self.process, grace)
+                self.assertEqual([timer.when for timer in self.runner._timers], [now + until])
+
+    def test_a_stop_sends_term_to_all_and_kill_after_the_grace(self):
+        now = time.monotonic()
+        with unittest.mock.patch.object(time, "monotonic", lambda: now):
+            self.runner._stop()
+        self.assertEqual(self.sent, [signal.SIGTERM, signal.SIGCONT])       # the latter for one that is stopped
+        timer = self.process.killing
+        self.assertEqual((timer.when, timer.function), (now + 5, self.runner._kill_group))
+
+    def test_a_stop_does_not_wait_for_ever_for_what_does_not_end(self):
+        self.runner.stopping, self.runner._stop_by = True, time.monotonic() + 600
+        self.assertFalse(self.runner._finished())
+        self.runner._stop_by = 0
+        self.assertTrue(self.runner._finished())
+        self.runner.run()
+        self.assertEqual(self.sent, [signal.SIGKILL])
+
+    def test_a_fault_of_the_loop_leaves_no_job_behind(self):
+        self.runner.after(0, lambda: 1 // 0)
+        self.assertRaises(ZeroDivisionError, self.runner.run)
+        self.assertEqual(self.sent, [signal.SIGKILL])
+
+    def test_a_job_that_comes_during_the_stop_is_never_started(self):
+        job, self.runner.stopping = self.new_job(), True
+        self.runner._submit(job, rtot.Script(b"/no/such/script"))
+        self.assertEqual((job.state, job.exit_code, job.exit), ("complete", 126, rtot.CANCELED))
+
+    def test_a_job_that_makes_room_for_another_gives_its_share_of_the_output_back(self):
+        self.runner._captured(self.process, rtot.OUT, b"x" * 400)
+        self.runner._complete(self.job, "", 0)
+        self.assertEqual(self.runner._total, 400)
+        other = self.new_job()
+        other.run(2)
+        self.runner._complete(other, "", 0)         # more than one is not kept
+        self.assertEqual((self.runner._total, len(self.runner._kept)), (0, 0))
+
+    def test_no_timer_holds_a_job_that_has_ended(self):
+        """The output of one with a timeout of a day would stay in memory for that day, deleted or not."""
+        self.runner.after(86400, self.runner._time_out, self.process)
+        self.process.ended = ("", 0)
+        with unittest.mock.patch.object(os, "waitpid"):
+            self.runner._settle(self.process)
+        self.assertEqual((self.job.state, self.runner._timers, self.runner._processes), ("complete", [], {}))
+
+
 class ParallelTest(ServerCase):
     options = ("-j", "2")
 
@@ -620,6 +777,16 @@ class BoundTest(ServerCase):
         numbers = [self.server.run("true")["id"] for _ in range(5)]
         self.assertEqual([job["id"] for job in self.server.get("/jobs").jobs], numbers[-3:])
 
+    def test_a_script_beyond_what_all_may_take_is_refused_and_leaves_nothing(self):
+        server = self.own_server("--max-total", "100K")
+        server.run("#" * 60000)
+        self.assertError(server.post("/jobs", "#" * 60000), 507, "DELETE")
+        (directory,) = server.leftovers()
+        self.assertEqual(os.listdir(os.path.join(server.tmp, directory)), [])
+        self.assertEqual(len(server.get("/jobs").jobs), 1)
+        server.delete("/jobs?state=complete")
+        server.run("#" * 60000)
+
 
 class LittleTest(ServerCase):
     options = ("--max-output", "20")
@@ -717,6 +884,13 @@ class StdinTest(ServerCase):
         self.server.delete("/jobs/%d" % number)
         number = self.server.run("true", "stdin")["id"]
         self.assertError(self.server.post("/jobs/%d/stdin" % number, "x"), 409, "closed")
+
+    def test_input_that_the_job_has_closed_itself_is_refused_and_ends_nothing(self):
+        number = self.server.start("exec <&-; echo ready; sleep 99", "stdin")
+        self.addCleanup(lambda: self.server.delete("/jobs/%d" % number))
+        self.server.wait_for_out(number, b"ready")
+        self.assertError(self.server.post("/jobs/%d/stdin" % number, "x"), 409, "closed its standard input")
+        self.assertEqual(self.server.job(number)["state"], "running")
 
 
 class TerminalTest(ServerCase):
@@ -905,14 +1079,14 @@ class NothingLeftTest(unittest.TestCase):
         self.assertEqual(statuses, [200] * 40)
 
     def test_what_has_left_its_group_does_not_keep_the_server(self):
-        server = support.Server().ready()
+        code = "import rtot, sys; rtot.GRACE = 600; sys.exit(rtot.main())"     # to whose end it would be waited for
+        server = support.Server(program=["-c", code], cwd=support.ROOT).ready()
         self.addCleanup(server.close)
-        job = server.run("setsid sleep 30 & echo $!")
+        job = server.run("setsid sleep 99 & echo $!")
+        self.addCleanup(os.kill, int(job["out"]), signal.SIGKILL)
         self.assertTrue(job["held"])
         self.assertEqual(server.stop(), 0)
-        for path in re.findall("[0-9]+", job["out"]):
-            if is_alive(int(path)):
-                os.kill(int(path), signal.SIGKILL)
+        self.assertTrue(is_alive(int(job["out"])))
 
     def test_a_follower_sees_the_end_of_a_job_that_the_server_takes_with_it(self):
         server = support.Server().ready()

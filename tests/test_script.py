@@ -121,7 +121,7 @@ class WorkspaceTest(unittest.TestCase):
         if not os.geteuid():
             others.append(self.directory("rtot-strange1", "1"))
             os.chown(others[-1], 65534, -1)
-        os.symlink(others[0], os.path.join(self.tmp.name, "rtot-link_001"))
+        os.symlink(others[1], os.path.join(self.tmp.name, "rtot-link_001"))      # but for its name it would be swept
         self.workspace().sweep()
         self.assertFalse(os.path.exists(stale))
         self.assertFalse(os.path.exists(inherited))
@@ -148,6 +148,32 @@ class WorkspaceTest(unittest.TestCase):
             script = self.workspace().write(b"x")
         self.assertEqual(os.path.dirname(script.path), os.fsencode(made[2]))
 
+    def test_makes_another_directory_when_a_sweeper_has_the_lock(self):
+        import fcntl
+        made, real = [], tempfile.mkdtemp
+
+        def locked(**more):
+            made.append(real(**more))
+            if len(made) < 3:
+                fd = os.open(made[-1], os.O_RDONLY)
+                self.addCleanup(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            return made[-1]
+        with unittest.mock.patch.object(tempfile, "mkdtemp", locked):
+            script = self.workspace().write(b"x")
+        self.assertEqual(os.path.dirname(script.path), os.fsencode(made[2]))
+
+    def test_a_directory_that_cannot_be_opened_is_not_left(self):
+        real = os.open
+
+        def scarce(path, *more, **named):
+            if os.path.isdir(path):
+                raise OSError(errno.EMFILE, "Too many open files")
+            return real(path, *more, **named)
+        with unittest.mock.patch.object(os, "open", scarce):
+            self.assertRaisesRegex(OSError, "Too many", self.workspace()._make)
+        self.assertEqual(os.listdir(self.tmp.name), [])
+
     def test_makes_another_directory_when_a_sweeper_removed_what_it_is_about_to_lock(self):
         import fcntl
         directories, real = [], fcntl.flock
@@ -167,6 +193,7 @@ class WorkspaceTest(unittest.TestCase):
             script = self.workspace().write(b"x")
             self.workspace().sweep()
         self.assertTrue(os.path.exists(script.path))
+        self.assertEqual(os.path.dirname(os.path.dirname(script.path)), os.fsencode(self.tmp.name))
 
     def test_makes_its_directory_again_when_somebody_cleaned_it_away(self):
         workspace = self.workspace()
@@ -195,6 +222,24 @@ class WorkspaceTest(unittest.TestCase):
         finally:
             rtot.os.unlink = unlink
         self.assertEqual(removed, [b"/dev/full"])
+
+    def in_memory(self, data):
+        """Return the Script; what stands for memory is a file, also where this Python knows no memfd_create(2)."""
+        with tempfile.TemporaryFile() as file, unittest.mock.patch.object(
+                os, "memfd_create", lambda name: os.dup(file.fileno()), create=True):
+            return Workspace()._in_memory(data, OSError(errno.EROFS, "Read-only file system"))
+
+    def test_one_in_memory_is_read_from_its_start_by_who_takes_the_descriptor_itself(self):
+        """As perl does with /dev/fd/N, which others open anew."""
+        script = self.in_memory(b"0123")
+        self.addCleanup(script.close)
+        self.assertEqual(os.read(script.fd, 9), b"0123")
+
+    def test_one_for_which_there_is_no_memory_is_refused_and_leaves_no_descriptor(self):
+        before = len(os.listdir("/proc/self/fd"))
+        with unittest.mock.patch.object(os, "lseek", side_effect=OSError(errno.ENOSPC, "No space left on device")):
+            self.assertRaisesRegex(rtot.InsufficientStorage, "in memory: No space left", self.in_memory, b"0123")
+        self.assertEqual(len(os.listdir("/proc/self/fd")), before)
 
     def test_what_the_system_takes_in_parts_is_written_whole(self):
         workspace = self.workspace()
