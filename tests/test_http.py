@@ -32,14 +32,16 @@ class HttpCase(ServerCase):
     def count(self):
         return len(self.server.get("/jobs?fields=").jobs)
 
-    def assertRefused(self, data, status=400, end=False):
+    def assertRefused(self, data, status=400):
         """The bytes get one JSON error, the connection is closed, nothing is run."""
         before = self.count()
-        answer = self.server.raw(data, end)
-        got, headers, body = split_answer(answer)
-        self.assertEqual(got, status, (data[:200], answer))
-        self.assertEqual(headers["connection"], "close", data[:200])
-        value = json.loads(body.decode("utf-8"))        # and no second answer behind it
+        with self.server.connect(source=support.stranger()) as connection, connection.makefile("rb") as file:
+            connection.sendall(data)
+            got, headers, body = self.read_answer(file)
+            self.assertEqual(got, status, (data[:200], body))
+            self.assertEqual(headers.get("connection"), "close", data[:200])    # before its end is waited for
+            self.assertEqual(file.read(), b"", data[:200])      # no second answer behind it
+        value = json.loads(body.decode("utf-8"))
         self.assertEqual(sorted(value), ["error", "message"])
         self.assertEqual(self.count(), before, data[:200])
 
@@ -536,10 +538,11 @@ class CapTest(HttpCase):
                 self.assertRegex(self.server.raw(b""), b"^HTTP/1.1 503 ")
                 second.sendall(b"true")
                 self.assertRegex(support.read_all(second), b"^HTTP/1.1 201 ")
+        self.server.delete("/jobs/%d" % number)
         for follower in followers:
-            follower.hang_up()
+            follower.finish()
         wait_until(lambda: self.server.threads() == 2)
-        self.assertEqual(self.count(), 3)
+        self.assertEqual(self.count(), 2)
         self.server.delete("/jobs")
 
     def test_a_request_is_served_if_it_was_not_closed_before(self):
@@ -570,12 +573,14 @@ class CapTest(HttpCase):
     def test_a_503_when_all_are_busy(self):
         wait_until(lambda: self.server.threads() == 2)
         number = self.server.start("sleep 99")
+        pid = wait_until(lambda: self.server.job(number)["pid"])
         wait_until(lambda: self.server.threads() == 2)
         followers = [support.Follower(self.server, "/jobs/%d/out?follow" % number) for _ in range(5)]
         status, headers, body = split_answer(self.server.raw(b""))
         self.assertEqual((status, headers["retry-after"]), (503, "1"))
         self.assertIn(b"all connections are in use", body)
+        os.killpg(pid, signal.SIGKILL)      # no request can: all connections are in use
         for follower in followers:
-            follower.hang_up()
+            follower.finish()
         wait_until(lambda: self.server.threads() == 2)
         self.server.delete("/jobs/%d" % number)
