@@ -87,7 +87,8 @@ class RequestLineTest(HttpCase):
 
     def test_forms_of_the_target(self):
         for target, status in ((b"/ping", 200), (b"/ping/", 200), (b"http://other/ping", 200), (b"/p%69ng", 200),
-                               (b"/ping?", 200), (b"//ping", 401), (b"/", 401), (b"http://other", 401)):
+                               (b"/ping?", 200), (b"//ping", 401), (b"/", 401), (b"http://other", 401),
+                               (b"https://other/ping", 200), (b"/ping%3Fx=1", 401)):
             answer = self.exchange(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)[0]
             self.assertEqual(answer[0], status, target)
         self.assertEqual(self.exchange(b"GET //jobs HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 404)
@@ -108,7 +109,7 @@ class HeaderTest(HttpCase):
 
     def test_what_is_no_header_is_refused(self):
         for line in (b"Name : x", b" Name: x", b"Name", b": x", b"Na me: x", b"Name: x\r\n folded", b"Name: a\x00b",
-                     b"Name: a\rb", b"Name\x00: x", b"N\xc3\xa4me: x", b"Name: \x1b[2J", b"Name: x\n"):
+                     b"Name: a\rb", b"Name\x00: x", b"N\xc3\xa4me: x", b"Name: \x1b[2J", b"Name: a\x7fb", b"Name: x\n"):
             with self.subTest(line=line):
                 self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
 
@@ -181,7 +182,9 @@ class BodyTest(HttpCase):
         before = self.count()
         for data in (post(b"touch " + marker.encode(), b"Content-Length: 5000"),
                      post(b"400\r\ntouch " + marker.encode(), b"Transfer-Encoding: chunked"),
-                     post(b"6\r\ntouch \r\n%x\r\n%b\r\n" % (len(marker), marker.encode()), b"Transfer-Encoding: chunked")):
+                     post(b"6\r\ntouch \r\n%x\r\n%b\r\n" % (len(marker), marker.encode()), b"Transfer-Encoding: chunked"),
+                     post(b"5\r\ntrue\n\r\n0\r\n", b"Transfer-Encoding: chunked"),        # the trailers might go on
+                     post(b"5\r\ntrue\n\r\n0\r\nTrailer: x\r\n", b"Transfer-Encoding: chunked")):
             self.assertEqual(self.server.raw(data, end=True), b"")
         self.assertEqual(self.count(), before)
         self.assertEqual([name for name in self.server.leftovers() if name == "marker"], [])
@@ -201,7 +204,8 @@ class BodyTest(HttpCase):
         for body in (b"x\r\n", b"-1\r\n", b"+5\r\n", b"0x5\r\ntrue\n\r\n0\r\n\r\n", b"\r\n", b"5\r\ntrue\nXX0\r\n\r\n",
                      b"5\r\ntrue\nXX\r\n0\r\n\r\n", b"5\r\ntrue\n0\r\n\r\n0\r\n\r\n",
                      b"5\ntrue\n\r\n0\r\n\r\n", b"f" * 16 + b"\r\n", b"5_\r\n", b"5 5\r\n", b"5\r\ntrue\n\r\n0\r\nbad trailer\r\n\r\n",
-                     b"5;" + b"x" * 40000 + b"\r\n"):
+                     b"5;a\rb\r\ntrue\n\r\n0\r\n\r\n", b"5;a\x00b\r\ntrue\n\r\n0\r\n\r\n", b"5;a\x7f\r\ntrue\n\r\n0\r\n\r\n",
+                     b"5;" + b"x" * 40000 + b"\r\n", b"5;" + b"x" * 40000):
             with self.subTest(body=body[:60]):
                 self.assertRefused(post(body, b"Transfer-Encoding: chunked"))
 
@@ -219,6 +223,11 @@ class BodyTest(HttpCase):
         answer = self.server.raw(b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: bad\r\nContent-Length: 7\r\n"
                                  b"Expect: 100-continue\r\n\r\n")
         self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+
+    def test_a_client_of_http_1_0_gets_no_100(self):
+        """It would take it for the answer: RFC 9110, 15.2."""
+        raw = self.server.raw(post(b"echo hi", b"Content-Length: 7", b"Expect: 100-continue", version=b"HTTP/1.0"))
+        self.assertEqual(split_answer(raw)[0], 201)
 
     def test_a_small_body_that_nobody_wants_is_skipped_and_the_connection_goes_on(self):
         data = b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nDELETE / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -299,14 +308,20 @@ class ConnectionTest(HttpCase):
     def test_http_1_0_may_keep_its_connection(self):
         answers = self.exchange(b"GET /ping HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n" * 3, 3)
         self.assertEqual([headers["connection"] for _, headers, _ in answers], ["keep-alive"] * 3)
+        number = self.server.run("echo hello")["id"]        # but a stream has no other end than that of its connection
+        data = b"GET /jobs/%d/out?follow HTTP/1.0\r\nConnection: keep-alive\r\n%b\r\n" % (number, AUTH)
+        status, headers, body = split_answer(self.server.raw(data, end=True))
+        self.assertEqual((status, headers["connection"], body), (200, "close", b"hello\n"))
 
     def test_head_gives_the_head_of_get(self):
         number = self.server.run("echo hello")["id"]
-        data = b"HEAD /jobs/%d/out HTTP/1.1\r\n%b\r\nGET /jobs/%d/out HTTP/1.1\r\nConnection: close\r\n%b\r\n" % (
-            number, AUTH, number, AUTH)
-        head, _, rest = self.server.raw(data).partition(b"\r\n\r\n")
-        self.assertIn(b"Content-Length: 6", head)
-        self.assertEqual(split_answer(rest)[2], b"hello\n")
+        for query, framing in ((b"", b"Content-Length: 6"), (b"?follow", b"Transfer-Encoding: chunked")):
+            data = b"HEAD /jobs/%d/out%b HTTP/1.1\r\n%b\r\nGET /jobs/%d/out HTTP/1.1\r\nConnection: close\r\n%b\r\n" % (
+                number, query, AUTH, number, AUTH)
+            head, _, rest = self.server.raw(data).partition(b"\r\n\r\n")
+            self.assertIn(framing, head)
+            self.assertTrue(rest.startswith(b"HTTP/1.1 200 OK\r\n"), rest)
+            self.assertEqual(split_answer(rest)[2], b"hello\n")
 
     def test_an_answer_is_sent_at_once_and_without_delay(self):
         """With Nagle's algorithm and two sends, an answer on a kept connection took 44 ms."""
