@@ -531,7 +531,7 @@ class FollowTest(ServerCase):
                 connection.sendall(b"GET /jobs/%d%b HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n\r\n"
                                    % (number, path.encode("ascii")))
                 connection.recv(1)
-        wait_until(lambda: self.server.threads() == 14 and self.server.at_rest())      # all wait to send
+        wait_until(lambda: self.server.threads() == 14 and self.server.at_rest() and self.server.at_rest())     # all wait to send
         self.assertLess(self.server.rss() - before, 30 << 20)
         self.server.delete("/jobs/%d" % number)
 

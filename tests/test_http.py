@@ -386,11 +386,42 @@ class WireTest(unittest.TestCase):
                     self.assertEqual(ended, [True])
 
     def test_time_that_is_up_is_a_timeout(self):
-        limits = rtot.Limits(1, 1, 1, 1, 256)
+        """For the kernel and for settimeout a time of 0 may be no limit at all."""
         for tls in (False, True):
-            ours, theirs = socket.socketpair()
-            with contextlib.closing(ours), contextlib.closing(theirs):
-                self.assertRaises(socket.timeout, rtot.Wire(ours, limits, tls).receive, -0.5)
+            for seconds in (-0.5, 0):
+                ours, theirs = socket.socketpair()
+                with contextlib.closing(ours), contextlib.closing(theirs):
+                    wire, ended = rtot.Wire(ours, rtot.Limits(1, 1, 1, 1, 256), tls), []
+
+                    def receive():
+                        try:
+                            wire.receive(seconds)
+                        except socket.timeout:
+                            ended.append(True)
+                    thread = threading.Thread(target=receive, daemon=True)
+                    thread.start()
+                    thread.join(support.LIMIT / 4)
+                    self.assertEqual(ended, [True], (tls, seconds))
+
+
+class LingerTest(unittest.TestCase):
+
+    def test_shuts_its_side_first_and_has_one_deadline_whatever_still_comes(self):
+        now, calls = [100.0], []
+
+        def receive(seconds):
+            calls.append(round(seconds, 3))
+            if seconds <= 0 or len(calls) > 20:
+                raise socket.timeout()
+            now[0] += 0.5
+            return True
+        connection = rtot.Connection.__new__(rtot.Connection)
+        connection.waiting_since = now[0]
+        connection.connection = connection.request = unittest.mock.Mock(shutdown=calls.append)
+        connection.wire = unittest.mock.Mock(receive=receive, buffer=bytearray())
+        with unittest.mock.patch.object(time, "monotonic", lambda: now[0]), unittest.mock.patch.object(rtot, "LINGER", 2.0):
+            self.assertFalse(connection._linger())
+        self.assertEqual(calls, [socket.SHUT_WR, 2.0, 1.5, 1.0, 0.5, 0.0])
 
 
 class AcceptTest(unittest.TestCase):
@@ -400,13 +431,15 @@ class AcceptTest(unittest.TestCase):
         self.addCleanup(server.server_close)
         return server
 
-    def test_backs_off_while_there_is_no_descriptor(self):
+    def test_backs_off_and_lets_an_idle_one_go_while_something_is_lacking(self):
         """What waits to be accepted stays readable: without a pause the loop would spin."""
-        server = self.server()
-        with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep") as sleep:
-            server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=OSError(errno.EMFILE, "x")))
-            self.assertRaises(OSError, server.get_request)
-        sleep.assert_called_once_with(0.1)
+        for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False)
+            server.connections.add(idle)
+            with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep") as sleep:
+                server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=OSError(number, "x")))
+                self.assertRaises(OSError, server.get_request)
+            self.assertEqual((sleep.call_args_list, idle.hang_up.call_count), ([unittest.mock.call(0.1)], 1), number)
 
     @unittest.skipUnless(support.LINUX, "tcp(7) of Linux")
     def test_a_client_that_is_cut_off_is_noticed_within_two_minutes(self):
@@ -571,19 +604,32 @@ class CapTest(HttpCase):
         self.assertRaises(rtot.ClientGone, connections.admit, stub)
 
     def test_who_has_no_secret_keeps_no_place_from_who_has_it(self):
-        """Not by a body that never comes, nor by answers that nobody reads."""
+        """Not by a head or a body that never comes whole, nor by answers that nobody reads."""
         page = b"GET / HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n"
-        for data in (b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", page * 1000):
+        for data in (b"GET /pi", b"GET /ping HTTP/1.1\r\nHost: x\r\n", b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+                     page * 1000):
+            self.fill(data, b"\r\n\r\n" in data)
             for _ in range(5):
-                connection = socket.socket()
-                self.addCleanup(connection.close)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)    # or the kernel would take megabytes
-                connection.connect(("127.0.0.1", self.server.port))
-                connection.sendall(data)
+                self.assertEqual(self.server.get("/").status, 200, data[:100])
+
+    def test_one_that_has_had_its_answer_keeps_no_place_whatever_it_owes(self):
+        """Neither by not closing, nor by a body that nobody waits for."""
+        for line in (b"Connection: close", b"Content-Length: 60000"):
+            self.fill(b"GET /jobs HTTP/1.1\r\n%b%b\r\n\r\n" % (AUTH, line), True)
+            for _ in range(5):
+                self.assertEqual(self.server.get("/").status, 200, line)
+
+    def fill(self, data, answered):
+        """Take all places with connections that send this and then rest, and read a byte of an answer at most."""
+        for _ in range(5):
+            connection = socket.socket()
+            self.addCleanup(connection.close)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)    # or the kernel would take megabytes
+            connection.connect(("127.0.0.1", self.server.port))
+            connection.sendall(data)
+            if answered:
                 connection.recv(1)
-            wait_until(lambda: self.server.at_rest() and self.server.at_rest())
-            for _ in range(5):
-                self.assertEqual(self.server.get("/").status, 200)
+        wait_until(lambda: self.server.at_rest() and self.server.at_rest())
 
     def test_a_503_when_all_are_busy(self):
         wait_until(lambda: self.server.threads() == 2)
