@@ -166,7 +166,7 @@ class FuzzTest(unittest.TestCase):
 class SecretTest(unittest.TestCase):
 
     def test_it_is_gone_from_ps_and_from_the_environment(self):
-        ways = [dict(secret="swordfish"), dict(secret=None, env={"RTOT_SECRET": "swordfish"}),
+        ways = [dict(secret="swordfish"), dict(secret=None, env={"RTOT_SECRET": "swordfish"}), dict(secret=" swordfish\t"),
                 dict(secret=None, program=[support.SOURCE, "-s=swordfish"]),
                 dict(secret=None, program=[support.SOURCE, "--secret=swordfish"]),
                 dict(secret="swordfish", env={"RTOT_SECRET": "swordfish"})]
@@ -825,13 +825,14 @@ class BrowserTest(ServerCase):
         for headers in (dict(origin), dict(origin, Cookie="Rtot-Secret=swordfish")):
             self.assertEqual(self.server.post("/jobs", "true", headers=headers, secret=False).status, 401)
         self.assertEqual(self.server.post("/jobs?secret=swordfish&Rtot-Secret=swordfish", "true", secret=False).status, 401)
-        number = self.server.run("echo '<script>alert(1)</script>'")["id"]
-        for what in ("out", "err", "log", "script", "exit"):
-            answer = self.server.get("/jobs/%d/%s" % (number, what), headers=origin)
-            self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
-            self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
-                             ("text/plain; charset=utf-8", "nosniff"))
-            self.assertIn("default-src 'none'", answer.headers["content-security-policy"])
+        for more in ("", "; head -c 200000 /dev/zero"):        # what is large is sent in another way
+            number = self.server.run("echo '<script>alert(1)</script>'" + more, fields="")["id"]
+            for what in ("out", "err", "log", "script", "exit", "out?follow", "err?follow", "log?follow", "log?tail=1"):
+                answer = self.server.get("/jobs/%d/%s" % (number, what), headers=origin)
+                self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+                self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
+                                 ("text/plain; charset=utf-8", "nosniff"))
+                self.assertEqual(answer.headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'")
 
     def test_a_line_end_in_a_header_that_goes_out_is_refused(self):
         connection = rtot.Connection.__new__(rtot.Connection)

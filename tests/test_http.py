@@ -144,6 +144,7 @@ class HeaderTest(HttpCase):
             headers = self.server.get(path).headers
             self.assertRegex(headers["rtot-version"], r"^[0-9]+\.[0-9]+\.[0-9]+$")
             self.assertEqual((headers["x-content-type-options"], headers["cache-control"]), ("nosniff", "no-store"))
+            self.assertEqual(headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'")
             self.assertRegex(headers["date"], r"^[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} .* GMT$")
 
 
