@@ -2425,7 +2425,8 @@ class Connection(socketserver.BaseRequestHandler):
         self.server.connections.admit(self)
 
     def _slow_down(self):
-        """Let one who guesses wait."""
+        """Let one who guesses wait, unless it is closed for another: this is its answer."""
+        self.fresh = False
         delay = self.server.failures.note(self.client_address[0])
         if delay and hung_up(self.connection, delay):
             raise ClientGone()

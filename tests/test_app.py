@@ -131,6 +131,10 @@ class CreateTest(ServerCase):
         self.assertEqual(self.server.get("/jobs?label=nothing").jobs, [])
         self.assertNotIn("marker", self.server.leftovers())
 
+    def test_parameters_are_parted_before_they_are_decoded(self):
+        job = self.server.run("echo $A", "arg=a%26b%3Dc&arg=d=e%2Bf+g&env=A%3Db%26c")
+        self.assertEqual((job["args"], job["out"]), (["a&b=c", "d=e+f g"], "b&c\n"))
+
     def test_flags_are_alone_or_1_or_true(self):
         for value in ("tty", "tty=1", "tty=true"):
             self.assertEqual(self.server.run("test -t 0", value)["exit_code"], 0)
@@ -258,6 +262,7 @@ class ListTest(ServerCase):
         wait_until(lambda: not support.is_alive(pid))
         answer = self.server.delete("/jobs")
         self.assertEqual((answer.status, answer.body), (204, b""))
+        self.assertNotIn("content-length", answer.headers)      # RFC 9110, 8.6
         self.assertEqual(self.server.get("/jobs").jobs, [])
         self.assertEqual(self.server.get("/jobs/%d" % third).status, 404)
 
@@ -526,7 +531,7 @@ class FollowTest(ServerCase):
                 connection.sendall(b"GET /jobs/%d%b HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\n\r\n"
                                    % (number, path.encode("ascii")))
                 connection.recv(1)
-        wait_until(lambda: self.server.threads() == 14 and self.server.at_rest())      # all wait to send
+        wait_until(lambda: self.server.threads() == 14 and self.server.at_rest() and self.server.at_rest())     # all wait to send
         self.assertLess(self.server.rss() - before, 30 << 20)
         self.server.delete("/jobs/%d" % number)
 

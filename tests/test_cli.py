@@ -383,6 +383,21 @@ class LogTest(CliCase):
             ("GET", "/none\nsuch\x1b[2J", 404), ("-", "-", 400), ("GET", "/", 401)])
         self.assertEqual(sorted(values[1]), sorted("time client method path status bytes seconds".split()))
 
+    def test_a_path_is_printable_ascii_and_without_blanks(self):
+        """Whoever reads the log in a terminal, or by its columns, sees what no path can forge."""
+        for form in ("text", "json"):
+            log, lines = rtot.Log(form), []
+            log._write = lines.append
+            for target, text in ((b"/a%20200", "/a\\x20200"), (b"/a%5Cx", "/a\\\\x"), (b"/%c2%9b31m", "/\\x9b31m"), (b"/%7f", "/\\x7f"),
+                                 (b"/%e2%80%ae", "/\\u202e"), (b"/caf%c3%a9", "/caf\\xe9"), (b"/%ff", "/\\ufffd")):
+                request = rtot.Request("GET", target, 11, {})
+                log.access(("1.2.3.4", 5), request, 404, 0, 0.5)
+                self.assertRegex(lines[-1], "^[ -~]+\\Z")
+                if form == "text":
+                    self.assertEqual(lines[-1].split(" ", 1)[1], "1.2.3.4 GET %s 404 0 500ms" % text)
+                else:
+                    self.assertEqual(json.loads(lines[-1])["path"], request.path)
+
     def test_a_path_that_is_too_long_for_a_line_is_cut_and_the_line_whole(self):
         server = self.start("-f", "json")
         for count, path in enumerate(("/" + "a%0a%22%5c" * 600, "/" + "b" * 20000), 2):

@@ -5,6 +5,7 @@
 runs as many cases of the fuzzer and starts without descriptors as you like, and prints how long they took.
 """
 import argparse
+import contextlib
 import ctypes
 import http.client
 import json
@@ -165,7 +166,7 @@ class FuzzTest(unittest.TestCase):
 class SecretTest(unittest.TestCase):
 
     def test_it_is_gone_from_ps_and_from_the_environment(self):
-        ways = [dict(secret="swordfish"), dict(secret=None, env={"RTOT_SECRET": "swordfish"}),
+        ways = [dict(secret="swordfish"), dict(secret=None, env={"RTOT_SECRET": "swordfish"}), dict(secret=" swordfish\t"),
                 dict(secret=None, program=[support.SOURCE, "-s=swordfish"]),
                 dict(secret=None, program=[support.SOURCE, "--secret=swordfish"]),
                 dict(secret="swordfish", env={"RTOT_SECRET": "swordfish"})]
@@ -268,6 +269,36 @@ class GuessTest(ServerCase):
         for _ in range(5):
             self.assertEqual(self.server.get("/").status, 200)
 
+    def test_a_guess_that_waits_ends_when_it_is_closed_for_another(self):
+        ours, theirs = socket.socketpair()
+        with contextlib.closing(ours), contextlib.closing(theirs):
+            connection, ended = rtot.Connection.__new__(rtot.Connection), []
+            connection.connection, connection.client_address, connection.fresh = ours, ("x", 0), False
+            connection.server = unittest.mock.Mock(failures=unittest.mock.Mock(note=lambda address: 600.0))
+
+            def wait():
+                try:
+                    connection._slow_down()
+                except rtot.ClientGone:
+                    ended.append(True)
+            thread = threading.Thread(target=wait, daemon=True)
+            thread.start()
+            connection.hang_up()
+            thread.join(support.LIMIT / 4)
+            self.assertEqual(ended, [True])
+
+    def test_a_wrong_secret_is_counted_and_a_right_one_never(self):
+        app = rtot.App(b"x", rtot.JobStore(0, 1000), None, None, 1, 1)
+        server = rtot.Server(("127.0.0.1", 0), app, unittest.mock.Mock(), rtot.Limits(9, support.LIMIT, support.LIMIT, support.LIMIT, 9999))
+        self.addCleanup(server.server_close)
+        server.failures = unittest.mock.Mock(note=unittest.mock.Mock(return_value=0.0))
+        for secret, status, count in ((b"x", 200, 0), (b"y", 401, 1), (b"x", 200, 1)):
+            with socket.create_connection(server.server_address) as client:
+                server.handle_request()
+                client.sendall(b"GET /jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\nRtot-Secret: %b\r\n\r\n" % secret)
+                self.assertEqual(split_answer(support.read_all(client))[0], status)
+            self.assertEqual(server.failures.note.call_args_list, [unittest.mock.call("127.0.0.1")] * count)
+
     def test_the_delays_grow_to_a_bound_and_are_forgotten(self):
         failures = rtot.Failures()
         delays = [failures.note("a") for _ in range(30)]
@@ -278,11 +309,12 @@ class GuessTest(ServerCase):
         failures._counts["a"] = count, last - 61
         self.assertEqual(failures.note("a"), 0.0)
 
-    def test_addresses_beyond_a_number_are_forgotten(self):
+    def test_addresses_beyond_a_number_are_forgotten_the_oldest_first(self):
         failures = rtot.Failures()
         for number in range(5000):
             failures.note(str(number))
-        self.assertEqual(len(failures._counts), failures.ADDRESSES)
+        kept = list(failures._counts)
+        self.assertEqual((len(kept), kept[0], kept[-1]), (failures.ADDRESSES, str(5000 - failures.ADDRESSES), "4999"))
 
 
 class SlowTest(ServerCase):
@@ -311,7 +343,8 @@ class SlowTest(ServerCase):
     def test_a_body_has_to_make_progress(self):
         head = b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nContent-Length: 100\r\n\r\ntouch "
         answer, _ = self.drip(head, b"", support.LIMIT)
-        self.assertTrue(answer.startswith(b"HTTP/1.1 408 "), answer)
+        status, headers, _ = split_answer(answer)
+        self.assertEqual((status, headers["connection"]), (408, "close"))       # what came later would be a request
         answer, _ = self.drip(head, b"x", 2)
         self.assertIsNone(answer)       # a drop now and then is progress
         self.assertEqual(self.server.get("/jobs").jobs, [])
@@ -846,13 +879,14 @@ class BrowserTest(ServerCase):
         for headers in (dict(origin), dict(origin, Cookie="Rtot-Secret=swordfish")):
             self.assertEqual(self.server.post("/jobs", "true", headers=headers, secret=False).status, 401)
         self.assertEqual(self.server.post("/jobs?secret=swordfish&Rtot-Secret=swordfish", "true", secret=False).status, 401)
-        number = self.server.run("echo '<script>alert(1)</script>'")["id"]
-        for what in ("out", "err", "log", "script", "exit"):
-            answer = self.server.get("/jobs/%d/%s" % (number, what), headers=origin)
-            self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
-            self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
-                             ("text/plain; charset=utf-8", "nosniff"))
-            self.assertIn("default-src 'none'", answer.headers["content-security-policy"])
+        for more in ("", "; head -c 200000 /dev/zero"):        # what is large is sent in another way
+            number = self.server.run("echo '<script>alert(1)</script>'" + more, fields="")["id"]
+            for what in ("out", "err", "log", "script", "exit", "out?follow", "err?follow", "log?follow", "log?tail=1"):
+                answer = self.server.get("/jobs/%d/%s" % (number, what), headers=origin)
+                self.assertFalse([name for name in answer.headers if name.startswith("access-control")])
+                self.assertEqual((answer.headers["content-type"], answer.headers["x-content-type-options"]),
+                                 ("text/plain; charset=utf-8", "nosniff"))
+                self.assertEqual(answer.headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'")
 
     def test_a_line_end_in_a_header_that_goes_out_is_refused(self):
         connection = rtot.Connection.__new__(rtot.Connection)

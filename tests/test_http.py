@@ -32,14 +32,16 @@ class HttpCase(ServerCase):
     def count(self):
         return len(self.server.get("/jobs?fields=").jobs)
 
-    def assertRefused(self, data, status=400, end=False):
+    def assertRefused(self, data, status=400):
         """The bytes get one JSON error, the connection is closed, nothing is run."""
         before = self.count()
-        answer = self.server.raw(data, end)
-        got, headers, body = split_answer(answer)
-        self.assertEqual(got, status, (data[:200], answer))
-        self.assertEqual(headers["connection"], "close", data[:200])
-        value = json.loads(body.decode("utf-8"))        # and no second answer behind it
+        with self.server.connect(source=support.stranger()) as connection, connection.makefile("rb") as file:
+            connection.sendall(data)
+            got, headers, body = self.read_answer(file)
+            self.assertEqual(got, status, (data[:200], body))
+            self.assertEqual(headers.get("connection"), "close", data[:200])    # before its end is waited for
+            self.assertEqual(file.read(), b"", data[:200])      # no second answer behind it
+        value = json.loads(body.decode("utf-8"))
         self.assertEqual(sorted(value), ["error", "message"])
         self.assertEqual(self.count(), before, data[:200])
 
@@ -85,7 +87,8 @@ class RequestLineTest(HttpCase):
 
     def test_forms_of_the_target(self):
         for target, status in ((b"/ping", 200), (b"/ping/", 200), (b"http://other/ping", 200), (b"/p%69ng", 200),
-                               (b"/ping?", 200), (b"//ping", 401), (b"/", 401), (b"http://other", 401)):
+                               (b"/ping?", 200), (b"//ping", 401), (b"/", 401), (b"http://other", 401),
+                               (b"https://other/ping", 200), (b"/ping%3Fx=1", 401)):
             answer = self.exchange(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % target)[0]
             self.assertEqual(answer[0], status, target)
         self.assertEqual(self.exchange(b"GET //jobs HTTP/1.1\r\n" + AUTH + b"\r\n")[0][0], 404)
@@ -106,7 +109,7 @@ class HeaderTest(HttpCase):
 
     def test_what_is_no_header_is_refused(self):
         for line in (b"Name : x", b" Name: x", b"Name", b": x", b"Na me: x", b"Name: x\r\n folded", b"Name: a\x00b",
-                     b"Name: a\rb", b"Name\x00: x", b"N\xc3\xa4me: x", b"Name: \x1b[2J", b"Name: x\n"):
+                     b"Name: a\rb", b"Name\x00: x", b"N\xc3\xa4me: x", b"Name: \x1b[2J", b"Name: a\x7fb", b"Name: x\n"):
             with self.subTest(line=line):
                 self.assertRefused(b"GET /ping HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n")
 
@@ -141,6 +144,7 @@ class HeaderTest(HttpCase):
             headers = self.server.get(path).headers
             self.assertRegex(headers["rtot-version"], r"^[0-9]+\.[0-9]+\.[0-9]+$")
             self.assertEqual((headers["x-content-type-options"], headers["cache-control"]), ("nosniff", "no-store"))
+            self.assertEqual(headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'")
             self.assertRegex(headers["date"], r"^[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} .* GMT$")
 
 
@@ -179,7 +183,9 @@ class BodyTest(HttpCase):
         before = self.count()
         for data in (post(b"touch " + marker.encode(), b"Content-Length: 5000"),
                      post(b"400\r\ntouch " + marker.encode(), b"Transfer-Encoding: chunked"),
-                     post(b"6\r\ntouch \r\n%x\r\n%b\r\n" % (len(marker), marker.encode()), b"Transfer-Encoding: chunked")):
+                     post(b"6\r\ntouch \r\n%x\r\n%b\r\n" % (len(marker), marker.encode()), b"Transfer-Encoding: chunked"),
+                     post(b"5\r\ntrue\n\r\n0\r\n", b"Transfer-Encoding: chunked"),        # the trailers might go on
+                     post(b"5\r\ntrue\n\r\n0\r\nTrailer: x\r\n", b"Transfer-Encoding: chunked")):
             self.assertEqual(self.server.raw(data, end=True), b"")
         self.assertEqual(self.count(), before)
         self.assertEqual([name for name in self.server.leftovers() if name == "marker"], [])
@@ -199,7 +205,8 @@ class BodyTest(HttpCase):
         for body in (b"x\r\n", b"-1\r\n", b"+5\r\n", b"0x5\r\ntrue\n\r\n0\r\n\r\n", b"\r\n", b"5\r\ntrue\nXX0\r\n\r\n",
                      b"5\r\ntrue\nXX\r\n0\r\n\r\n", b"5\r\ntrue\n0\r\n\r\n0\r\n\r\n",
                      b"5\ntrue\n\r\n0\r\n\r\n", b"f" * 16 + b"\r\n", b"5_\r\n", b"5 5\r\n", b"5\r\ntrue\n\r\n0\r\nbad trailer\r\n\r\n",
-                     b"5;" + b"x" * 40000 + b"\r\n"):
+                     b"5;a\rb\r\ntrue\n\r\n0\r\n\r\n", b"5;a\x00b\r\ntrue\n\r\n0\r\n\r\n", b"5;a\x7f\r\ntrue\n\r\n0\r\n\r\n",
+                     b"5;" + b"x" * 40000 + b"\r\n", b"5;" + b"x" * 40000):
             with self.subTest(body=body[:60]):
                 self.assertRefused(post(body, b"Transfer-Encoding: chunked"))
 
@@ -217,6 +224,11 @@ class BodyTest(HttpCase):
         answer = self.server.raw(b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: bad\r\nContent-Length: 7\r\n"
                                  b"Expect: 100-continue\r\n\r\n")
         self.assertTrue(answer.startswith(b"HTTP/1.1 401 "), answer)
+
+    def test_a_client_of_http_1_0_gets_no_100(self):
+        """It would take it for the answer: RFC 9110, 15.2."""
+        raw = self.server.raw(post(b"echo hi", b"Content-Length: 7", b"Expect: 100-continue", version=b"HTTP/1.0"))
+        self.assertEqual(split_answer(raw)[0], 201)
 
     def test_a_small_body_that_nobody_wants_is_skipped_and_the_connection_goes_on(self):
         data = b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nDELETE / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -297,14 +309,20 @@ class ConnectionTest(HttpCase):
     def test_http_1_0_may_keep_its_connection(self):
         answers = self.exchange(b"GET /ping HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n" * 3, 3)
         self.assertEqual([headers["connection"] for _, headers, _ in answers], ["keep-alive"] * 3)
+        number = self.server.run("echo hello")["id"]        # but a stream has no other end than that of its connection
+        data = b"GET /jobs/%d/out?follow HTTP/1.0\r\nConnection: keep-alive\r\n%b\r\n" % (number, AUTH)
+        status, headers, body = split_answer(self.server.raw(data, end=True))
+        self.assertEqual((status, headers["connection"], body), (200, "close", b"hello\n"))
 
     def test_head_gives_the_head_of_get(self):
         number = self.server.run("echo hello")["id"]
-        data = b"HEAD /jobs/%d/out HTTP/1.1\r\n%b\r\nGET /jobs/%d/out HTTP/1.1\r\nConnection: close\r\n%b\r\n" % (
-            number, AUTH, number, AUTH)
-        head, _, rest = self.server.raw(data).partition(b"\r\n\r\n")
-        self.assertIn(b"Content-Length: 6", head)
-        self.assertEqual(split_answer(rest)[2], b"hello\n")
+        for query, framing in ((b"", b"Content-Length: 6"), (b"?follow", b"Transfer-Encoding: chunked")):
+            data = b"HEAD /jobs/%d/out%b HTTP/1.1\r\n%b\r\nGET /jobs/%d/out HTTP/1.1\r\nConnection: close\r\n%b\r\n" % (
+                number, query, AUTH, number, AUTH)
+            head, _, rest = self.server.raw(data).partition(b"\r\n\r\n")
+            self.assertIn(framing, head)
+            self.assertTrue(rest.startswith(b"HTTP/1.1 200 OK\r\n"), rest)
+            self.assertEqual(split_answer(rest)[2], b"hello\n")
 
     def test_an_answer_is_sent_at_once_and_without_delay(self):
         """With Nagle's algorithm and two sends, an answer on a kept connection took 44 ms."""
@@ -369,11 +387,42 @@ class WireTest(unittest.TestCase):
                     self.assertEqual(ended, [True])
 
     def test_time_that_is_up_is_a_timeout(self):
-        limits = rtot.Limits(1, 1, 1, 1, 256)
+        """For the kernel and for settimeout a time of 0 may be no limit at all."""
         for tls in (False, True):
-            ours, theirs = socket.socketpair()
-            with contextlib.closing(ours), contextlib.closing(theirs):
-                self.assertRaises(socket.timeout, rtot.Wire(ours, limits, tls).receive, -0.5)
+            for seconds in (-0.5, 0):
+                ours, theirs = socket.socketpair()
+                with contextlib.closing(ours), contextlib.closing(theirs):
+                    wire, ended = rtot.Wire(ours, rtot.Limits(1, 1, 1, 1, 256), tls), []
+
+                    def receive():
+                        try:
+                            wire.receive(seconds)
+                        except socket.timeout:
+                            ended.append(True)
+                    thread = threading.Thread(target=receive, daemon=True)
+                    thread.start()
+                    thread.join(support.LIMIT / 4)
+                    self.assertEqual(ended, [True], (tls, seconds))
+
+
+class LingerTest(unittest.TestCase):
+
+    def test_shuts_its_side_first_and_has_one_deadline_whatever_still_comes(self):
+        now, calls = [100.0], []
+
+        def receive(seconds):
+            calls.append(round(seconds, 3))
+            if seconds <= 0 or len(calls) > 20:
+                raise socket.timeout()
+            now[0] += 0.5
+            return True
+        connection = rtot.Connection.__new__(rtot.Connection)
+        connection.waiting_since = now[0]
+        connection.connection = connection.request = unittest.mock.Mock(shutdown=calls.append)
+        connection.wire = unittest.mock.Mock(receive=receive, buffer=bytearray())
+        with unittest.mock.patch.object(time, "monotonic", lambda: now[0]), unittest.mock.patch.object(rtot, "LINGER", 2.0):
+            self.assertFalse(connection._linger())
+        self.assertEqual(calls, [socket.SHUT_WR, 2.0, 1.5, 1.0, 0.5, 0.0])
 
 
 class AcceptTest(unittest.TestCase):
@@ -383,13 +432,15 @@ class AcceptTest(unittest.TestCase):
         self.addCleanup(server.server_close)
         return server
 
-    def test_backs_off_while_there_is_no_descriptor(self):
+    def test_backs_off_and_lets_an_idle_one_go_while_something_is_lacking(self):
         """What waits to be accepted stays readable: without a pause the loop would spin."""
-        server = self.server()
-        with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep") as sleep:
-            server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=OSError(errno.EMFILE, "x")))
-            self.assertRaises(OSError, server.get_request)
-        sleep.assert_called_once_with(0.1)
+        for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False)
+            server.connections.add(idle)
+            with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep") as sleep:
+                server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=OSError(number, "x")))
+                self.assertRaises(OSError, server.get_request)
+            self.assertEqual((sleep.call_args_list, idle.hang_up.call_count), ([unittest.mock.call(0.1)], 1), number)
 
     @unittest.skipUnless(support.LINUX, "tcp(7) of Linux")
     def test_a_client_that_is_cut_off_is_noticed_within_two_minutes(self):
@@ -540,10 +591,11 @@ class CapTest(HttpCase):
                 self.assertRegex(self.server.raw(b""), b"^HTTP/1.1 503 ")
                 second.sendall(b"true")
                 self.assertRegex(support.read_all(second), b"^HTTP/1.1 201 ")
+        self.server.delete("/jobs/%d" % number)
         for follower in followers:
-            follower.hang_up()
+            follower.finish()
         wait_until(lambda: self.server.threads() == 2)
-        self.assertEqual(self.count(), 3)
+        self.assertEqual(self.count(), 2)
         self.server.delete("/jobs")
 
     def test_a_request_is_served_if_it_was_not_closed_before(self):
@@ -557,29 +609,44 @@ class CapTest(HttpCase):
         self.assertRaises(rtot.ClientGone, connections.admit, stub)
 
     def test_who_has_no_secret_keeps_no_place_from_who_has_it(self):
-        """Not by a body that never comes, nor by answers that nobody reads."""
+        """Not by a head or a body that never comes whole, nor by answers that nobody reads."""
         page = b"GET / HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n"
-        for data in (b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n", page * 1000):
+        for data in (b"GET /pi", b"GET /ping HTTP/1.1\r\nHost: x\r\n", b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n",
+                     page * 1000):
+            self.fill(data, b"\r\n\r\n" in data)
             for _ in range(5):
-                connection = socket.socket()
-                self.addCleanup(connection.close)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)    # or the kernel would take megabytes
-                connection.connect(("127.0.0.1", self.server.port))
-                connection.sendall(data)
+                self.assertEqual(self.server.get("/").status, 200, data[:100])
+
+    def test_one_that_has_had_its_answer_keeps_no_place_whatever_it_owes(self):
+        """Neither by not closing, nor by a body that nobody waits for."""
+        for line in (b"Connection: close", b"Content-Length: 60000"):
+            self.fill(b"GET /jobs HTTP/1.1\r\n%b%b\r\n\r\n" % (AUTH, line), True)
+            for _ in range(5):
+                self.assertEqual(self.server.get("/").status, 200, line)
+
+    def fill(self, data, answered):
+        """Take all places with connections that send this and then rest, and read a byte of an answer at most."""
+        for _ in range(5):
+            connection = socket.socket()
+            self.addCleanup(connection.close)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)    # or the kernel would take megabytes
+            connection.connect(("127.0.0.1", self.server.port))
+            connection.sendall(data)
+            if answered:
                 connection.recv(1)
-            wait_until(lambda: self.server.at_rest() and self.server.at_rest())
-            for _ in range(5):
-                self.assertEqual(self.server.get("/").status, 200)
+        wait_until(lambda: self.server.at_rest() and self.server.at_rest())
 
     def test_a_503_when_all_are_busy(self):
         wait_until(lambda: self.server.threads() == 2)
         number = self.server.start("sleep 99")
+        pid = wait_until(lambda: self.server.job(number)["pid"])
         wait_until(lambda: self.server.threads() == 2)
         followers = [support.Follower(self.server, "/jobs/%d/out?follow" % number) for _ in range(5)]
         status, headers, body = split_answer(self.server.raw(b""))
         self.assertEqual((status, headers["retry-after"]), (503, "1"))
         self.assertIn(b"all connections are in use", body)
+        os.killpg(pid, signal.SIGKILL)      # no request can: all connections are in use
         for follower in followers:
-            follower.hang_up()
+            follower.finish()
         wait_until(lambda: self.server.threads() == 2)
         self.server.delete("/jobs/%d" % number)
