@@ -1842,7 +1842,8 @@ class Runner:
         if self._by_pid.get(process.pid) is not process:
             return True
         others = (self._living() or {}).get(process.pid, set()) - {process.pid}
-        return any([self._signal_group(group, number) for group in [process.pid] + sorted(others)])
+        permitted = [self._signal_group(group, number) for group in [process.pid] + sorted(others)]
+        return any(permitted)
 
     @staticmethod
     def _signal_group(group, number):
@@ -2554,7 +2555,7 @@ class Connections:
             self.quiet.notify_all()
 
     def admit(self, connection):
-        """Serve its request to the end, whoever comes; ClientGone if it was closed to make room: then nothing is run."""
+        """Serve its request to the end, whoever comes; ClientGone, so that nothing is run, if it was closed before."""
         with self.lock:
             if connection not in self._open:
                 raise ClientGone()
@@ -2571,7 +2572,7 @@ class Connections:
         return not full or self.close_one()
 
     def close_one(self):
-        """Close the one that has waited longest, those first that have had an answer; return whether there was one."""
+        """Close the one that has waited longest, first of those that had an answer; return whether there was one."""
         with self.lock:
             waiting = [(one.fresh, since, id(one), one) for one in self._open for since in (one.waiting_since,)
                        if since is not None]

@@ -273,7 +273,7 @@ class GuessTest(ServerCase):
         ours, theirs = socket.socketpair()
         with contextlib.closing(ours), contextlib.closing(theirs):
             connection, ended = rtot.Connection.__new__(rtot.Connection), []
-            connection.connection, connection.client_address, connection.fresh = ours, ("x", 0), False
+            connection.connection, connection.client_address = ours, ("x", 0)
             connection.server = unittest.mock.Mock(failures=unittest.mock.Mock(note=lambda address: 600.0))
 
             def wait():
