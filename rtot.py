@@ -47,7 +47,7 @@ MIB = 1 << 20
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 MANY_SILENT = 100       # processes without output, of which it does not pay to ask each
 REAP_AFTER = 0.02       # s after which all children are asked whether they have ended
-LOOK_AFTER = 0.1        # s after which a group is looked for that has nobody left to be killed
+LOOK_AFTER = 0.1        # s after which it is looked who is left to be killed, or has a terminal open again
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7)); and
 WIDE_READ_SIZE = 1 << 18    # from a pipe that was found full, which is made to hold
@@ -1537,8 +1537,9 @@ class Runner:
         return len(data)
 
     def _look_at_terminal(self, process):
-        """Read it again, if it was not closed meanwhile.  Closing it, or letting it spin the selector, would be worse:
-        the script would get SIGHUP (tty_ioctl(4), "hangup"), as one that has its output go to a file for a while.
+        """Read it again, if it was not closed meanwhile.
+
+        To close it as soon as nobody has it open would send SIGHUP to a script whose output goes to a file for a while.
         """
         if process.terminal is not None and not process.paused and process.terminal not in self._selector.get_map():
             self._watch(process, process.terminal)
@@ -1927,12 +1928,12 @@ class Runner:
         self._sweep_groups()
 
     def _sweep_groups(self):
-        """While stopping: have done with those whose group is no more, and soon with all."""
+        """While stopping: have done with those of whom nobody is left, and soon with all."""
         living = self._living()
         for process in list(self._processes.values()):
             if process.ended and (process.pid not in living if living is not None else not process.killing):
                 self._drain(process)
-                for fd in list(process.pipes):      # held by what has left the group, by setsid(2)
+                for fd in list(process.pipes):      # held by what has left the session, by setsid(2)
                     self._close_pipe(process, fd)
                 self._kill_group(process)
         if self._processes:
