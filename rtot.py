@@ -3308,7 +3308,8 @@ class App:
         return Response(204)
 
     def script(self, request, parameters, job):
-        return Response(200, slices(job.script, SLICE), TEXT, length=len(job.script))
+        size = len(job.script)
+        return Response(200, job.script if size <= SLICE else slices(job.script, SLICE), TEXT, length=size)
 
     def exit(self, request, parameters, job):
         if not self._wait(job, parameters.seconds("wait", alone=FOREVER) or 0, request):
