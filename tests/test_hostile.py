@@ -124,7 +124,7 @@ class Fuzzer:
         living, zombies = self.server.children()
         assert len(living) == 1 and not zombies, (living, zombies)
         wait_until(lambda: self.server.threads() == 3, "the end of the threads", pause=0.0002)
-        assert self.server.descriptors() == self.descriptors, self.server.descriptors()
+        wait_until(lambda: self.server.descriptors() == self.descriptors, "the descriptors as before", pause=0.0002)
 
     def ask(self):
         """Ask for /ping and for /; return the numbers of jobs by state.  Both at once, for a million cases."""
