@@ -365,6 +365,12 @@ class OutputTest(ServerCase):
             answer = self.get("out", Range=header)
             self.assertEqual((answer.status, answer.body, answer.headers["content-range"]), (206, body, content_range))
 
+    def test_head_heeds_no_range(self):
+        """It is for GET alone: RFC 9110, 14.2."""
+        for span in ("bytes=1-", "bytes=99999-"):
+            answer = self.server.request("HEAD", "/jobs/%d/out" % self.number, headers={"Range": span})
+            self.assertEqual((answer.status, "content-range" in answer.headers), (200, False))
+
     def test_a_range_past_the_end_is_416(self):
         for header in ("bytes=15-", "bytes=99-"):
             answer = self.get("out", Range=header)
