@@ -3529,13 +3529,20 @@ class Log:
     """
 
     def __init__(self, form, path=None):
-        self.form, self.path = form, path
-        self._look_at_stderr()
+        self.form, self.path, self._fd = form, path, 2
+        self.look_at_stderr()
 
-    def _look_at_stderr(self):
-        """Can it hold us up, as a pipe, a terminal or a socket does that nobody reads?"""
-        mode = os.fstat(2)
+    def look_at_stderr(self):
+        """See what it is now: a pipe, a terminal or a socket that nobody reads would hold us up."""
+        if self._fd != 2:
+            os.close(self._fd)
+        self._fd, mode = 2, os.fstat(2)
         self._may_block = not stat.S_ISREG(mode.st_mode) and mode.st_rdev != os.stat(os.devnull).st_rdev
+        if self._may_block:
+            try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
+                self._fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError:     # a socket, or no /proc; a terminal may say that it takes more, and not take a line
+                pass
 
     def open(self):
         """Return a descriptor of the file; OSError if it can't be written."""
@@ -3545,7 +3552,7 @@ class Log:
         """Let standard error go to the file, from here on."""
         os.dup2(fd, 2)
         os.close(fd)
-        self._look_at_stderr()
+        self.look_at_stderr()
 
     def rotated(self):
         try:
@@ -3592,14 +3599,13 @@ class Log:
     def _write(self, line):
         try:
             if not self._may_block or self._takes_more():       # rather no line than to be held for ever
-                os.write(2, (line[:LONGEST_LINE] + "\n").encode("utf-8", "replace"))
+                os.write(self._fd, (line[:LONGEST_LINE] + "\n").encode("utf-8", "replace"))
         except OSError:         # whoever read it is gone: no reason to stop
             pass
 
-    @staticmethod
-    def _takes_more():
+    def _takes_more(self):
         poll = select.poll()
-        poll.register(2, select.POLLOUT)
+        poll.register(self._fd, select.POLLOUT)
         return poll.poll(0)
 
 
@@ -3967,6 +3973,7 @@ def run(args, secret, ends_us, log):
             announce(server, log, made)
             if detach:
                 detach(keep_stderr=bool(log.path))
+                log.look_at_stderr()
             serve(server, runner, workspace, ends_us)
         if args.self_destruct:
             self_destruct(sys.argv[0], log)

@@ -439,6 +439,15 @@ class LogTest(CliCase):
 
 class StuckLogTest(unittest.TestCase):
 
+    def test_a_terminal_that_nobody_reads_holds_nobody_up(self):
+        """It says that it takes more when it takes less than a line."""
+        ours, theirs = os.openpty()
+        self.addCleanup(os.close, ours)
+        code = "import rtot; log = rtot.Log('text'); [log.event('x' * 3000) for _ in range(50)]"
+        with open(theirs, "wb") as stderr:
+            self.assertEqual(subprocess.call([sys.executable, "-c", code], stderr=stderr, cwd=support.ROOT,
+                                             timeout=support.LIMIT), 0)
+
     def test_a_log_that_nobody_reads_holds_nobody_up(self):
         reading, writing = os.pipe()
         self.addCleanup(os.close, reading)
