@@ -87,6 +87,7 @@ SWEEP_AFTER = 0.5       # s after the start, which would wait 8 ms for what the 
 CROWD = 100             # followers of a job, from which on they are told of output with a delay, of
 CROWD_PACE = 40e-6      # s for each of them: told of each line at once, 500 get 100 a second late (p99 140 ms)
 TICK = 1.0              # s after which one who waits looks whether its client is still there
+PROMPT = 1.0            # s in which a new client sends its first head, if it means to
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
 
 # time.time_ns came with 3.7.
@@ -302,13 +303,18 @@ class Output:
 
     def drop(self, count):
         """Forget the `count` oldest bytes."""
-        begin, end = self.start, self.start + count
-        first, last = (bisect.bisect_right(self.turns, position) for position in (begin, end))
-        edges = [begin] + list(self.turns[first:last]) + [end]
-        size = sum(edges[1::2]) - sum(edges[:len(edges) & ~1:2])       # of every other run, from the first on
-        self.streams[first & 1].drop(size)
-        self.streams[~first & 1].drop(count - size)
-        stale = last & ~1
+        target = self.start + count
+        while self.start < target:
+            begin, end = self.start, target
+            first, last = (bisect.bisect_right(self.turns, position) for position in (begin, end))
+            if last - first > STEPS:        # no copy of all: it may be memory that is wanting
+                last = first + STEPS
+                end = self.turns[last - 1]
+            edges = [begin] + list(self.turns[first:last]) + [end]
+            size = sum(edges[1::2]) - sum(edges[:len(edges) & ~1:2])       # of every other run, from the first on
+            self.streams[first & 1].drop(size)
+            self.streams[~first & 1].drop(end - begin - size)
+        stale = bisect.bisect_right(self.turns, self.start) & ~1
         if stale and stale >= len(self.turns) // 8:     # seldom, since what follows moves; in pairs, for the parity
             del self.turns[:stale]
 
@@ -1268,9 +1274,12 @@ class Runner:
         try:
             function(*args)
         except MemoryError:
-            self._relieve()
-            self.after(REAP_AFTER, self._reap_any)      # what it may have been about to look at
-            self.after(REAP_AFTER, self._run_calls)
+            try:
+                self._relieve()
+                self.after(REAP_AFTER, self._reap_any)      # what it may have been about to look at
+                self.after(REAP_AFTER, self._run_calls)
+            except MemoryError:     # even for that: the next event tries again
+                pass
 
     def _relieve(self):
         """What is held now is too much for this host."""
@@ -1510,8 +1519,9 @@ class Runner:
     # Output.
 
     def _watch(self, process, fd):
-        """Have what comes by the descriptor read."""
-        self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
+        """Have what comes by the descriptor read, if it is not yet."""
+        if fd not in self._selector.get_map():
+            self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
 
     def _unwatch(self, fd):
         if fd in self._selector.get_map():
@@ -1537,8 +1547,8 @@ class Runner:
             if error.errno != errno.EIO:        # nobody has the terminal open
                 raise
             if not process.ended:               # but the script may open it again
-                self._unwatch(fd)
                 self.after(LOOK_AFTER, self._look_at_terminal, process)
+                self._unwatch(fd)               # last: what comes to nothing for want of memory is seen again
                 return 0
             data = b""
         if data:
@@ -1557,7 +1567,7 @@ class Runner:
 
         To close it as soon as nobody has it open would send SIGHUP to a script whose output goes to a file for a while.
         """
-        if process.terminal is not None and not process.paused and process.terminal not in self._selector.get_map():
+        if process.terminal is not None and not process.paused:
             self._watch(process, process.terminal)
 
     @staticmethod
@@ -1618,26 +1628,30 @@ class Runner:
         """
         if process.paused:
             return
-        for fd in process.pipes:
-            self._unwatch(fd)
         places = [(reader, reader.position) for reader in tuple(process.job.output.readers)
                   if reader.awaited and reader.endangered(size)]
         process.paused = places, size, time.monotonic() + PATIENCE
-        self._look_at_followers(process)
+        try:
+            self._look_at_followers(process)
+        except MemoryError:         # what was begun of it ends when the timer comes, if there is one
+            process.paused = None
+            raise
 
     def _look_at_followers(self, process):
-        places, size, until = process.paused
+        places, size, until = process.paused or ((), 0, 0.0)
         late = [(reader, place) for reader, place in places if reader.endangered(size)
                 and reader in process.job.output.readers]
         if late and time.monotonic() < until:
             self.after(0.002, self._look_at_followers, process)
+            for fd in process.pipes:
+                self._unwatch(fd)
             return
         for reader, place in late:
             if reader.position - place < PACE * PATIENCE:
                 reader.awaited = False
-        process.paused = None
         for fd in process.pipes:
             self._watch(process, fd)
+        process.paused = None
 
     # Input.
 
@@ -1667,7 +1681,7 @@ class Runner:
             except BlockingIOError:
                 if process.terminal is not None and hung_up(fd):    # nobody has it open: which may change
                     self._unwatch(fd)
-                    self._refuse_feeds(process)
+                    self._refuse_feeds(process, "nobody has the terminal of job %d open: not all was written")
                 elif fd not in self._selector.get_map():
                     self._selector.register(fd, selectors.EVENT_WRITE, (self._write, process))
                 return
@@ -1695,13 +1709,12 @@ class Runner:
         self._unwatch(process.input)
         os.close(process.input)
         process.input = None
-        self._refuse_feeds(process)
+        self._refuse_feeds(process, "job %d closed its standard input before all was written")
 
     @staticmethod
-    def _refuse_feeds(process):
+    def _refuse_feeds(process, why):
         while process.feeds:
-            process.feeds.popleft()[1].give(error=Conflict(
-                "job %d closed its standard input before all was written" % process.job.id))
+            process.feeds.popleft()[1].give(error=Conflict(why % process.job.id))
 
     def _resize(self, job, terminal):
         process = self._processes.get(job.id)
@@ -2265,10 +2278,10 @@ class Connection(socketserver.BaseRequestHandler):
     `waiting_since` is when it began to wait for a request, on the monotonic clock, or None while one with the
     secret is served.  One that waits may be closed to make room; so is one without the secret whatever it does,
     or bodies that never come and answers that nobody reads would keep everybody out.  `fresh`: it has got no
-    answer yet; those that have are closed first.
+    answer yet; `known`: it has shown the secret once.
     """
 
-    fresh, evicted = True, False
+    fresh, known, evicted = True, False, False
 
     def setup(self):
         self.connection = self.request      # socketserver's name for the socket
@@ -2309,6 +2322,8 @@ class Connection(socketserver.BaseRequestHandler):
                 return
             self.connection = self.server.tls.wrap_socket(self.connection, server_side=True,
                                                           do_handshake_on_connect=False)
+            if self.evicted:            # while the socket changed hands, and hang_up had none
+                raise ClientGone()
             self.connection.do_handshake()
         except OSError as error:            # ssl.SSLError is one
             self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
@@ -2576,7 +2591,7 @@ class Connections:
         with self.lock:
             if connection not in self._open:
                 raise ClientGone()
-            connection.waiting_since = None
+            connection.waiting_since, connection.known = None, True
 
     def now_waits(self):
         with self.lock:
@@ -2589,10 +2604,14 @@ class Connections:
         return not full or self.close_one()
 
     def close_one(self):
-        """Close the one that has waited longest, first of those that had an answer; return whether there was one."""
+        """Close the one that has waited longest; return whether there was one.
+
+        Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.
+        """
+        prompt = time.monotonic() - PROMPT
         with self.lock:
-            waiting = [(one.fresh, since, id(one), one) for one in self._open for since in (one.waiting_since,)
-                       if since is not None]
+            waiting = [(1 if one.known else 2 * (one.fresh and since > prompt), since, id(one), one)
+                       for one in self._open for since in (one.waiting_since,) if since is not None]
             if not waiting:
                 return False
             victim = min(waiting)[3]

@@ -435,7 +435,7 @@ class AcceptTest(unittest.TestCase):
     def test_backs_off_and_lets_an_idle_one_go_while_something_is_lacking(self):
         """What waits to be accepted stays readable: without a pause the loop would spin."""
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-            server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False)
+            server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False, known=False)
             server.connections.add(idle)
             with contextlib.closing(server.socket), unittest.mock.patch.object(time, "sleep") as sleep:
                 server.socket = unittest.mock.Mock(accept=unittest.mock.Mock(side_effect=OSError(number, "x")))
@@ -476,7 +476,7 @@ class AcceptTest(unittest.TestCase):
 
     def test_without_memory_for_a_thread_one_that_is_idle_goes_before_any_output(self):
         """Its stack serves the next: address space may be had in no other way, since malloc keeps what is freed."""
-        server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False)
+        server, idle = self.server(), unittest.mock.Mock(waiting_since=1.0, fresh=False, known=False)
         server.connections.add(idle)
         with unittest.mock.patch.object(rtot._thread, "start_new_thread", side_effect=RuntimeError("no")), \
                 unittest.mock.patch.object(rtot, "lacks_memory", lambda: True):
@@ -551,29 +551,36 @@ class CapTest(HttpCase):
                 connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
                 self.assertEqual(self.read_answer(connection.makefile("rb"))[0], 200)
 
-    def test_the_one_that_has_waited_longest_is_closed(self):
-        class Stub:
-            def __init__(self, since, fresh=False):
-                self.waiting_since, self.fresh, self.closed = since, fresh, False
+    class Stub:
+        def __init__(self, since, fresh=False, known=False):
+            self.waiting_since, self.fresh, self.known, self.closed = since, fresh, known, False
 
-            def hang_up(self):
-                self.closed = True
+        def hang_up(self):
+            self.closed = True
+
+    def test_the_one_that_has_waited_longest_is_closed(self):
         connections = rtot.Connections(4)
-        stubs = [Stub(since) for since in (None, 7.0, 3.0, 5.0)]
+        stubs = [self.Stub(since) for since in (None, 7.0, 3.0, 5.0)]
         for stub in stubs:
             self.assertTrue(connections.make_room(False))
             connections.add(stub)
         self.assertTrue(connections.make_room(False))
         self.assertEqual([stub.closed for stub in stubs], [False, False, True, False])
-        connections.add(Stub(None))
+        connections.add(self.Stub(None))
         self.assertTrue(connections.make_room(False))
         self.assertEqual([stub.closed for stub in stubs], [False, False, True, True])
-        connections = rtot.Connections(2)       # one that has no answer yet goes last
-        fresh, later = Stub(1.0, True), Stub(2.0)
-        for stub in (fresh, later):
+
+    def test_who_has_shown_the_secret_is_closed_after_the_others_but_before_who_has_just_come(self):
+        now = time.monotonic()
+        connections = rtot.Connections(4)
+        answered, slow, known, new = stubs = [self.Stub(now - 1), self.Stub(now - 9, fresh=True),
+                                              self.Stub(now - 99, known=True), self.Stub(now + 99, fresh=True)]
+        for stub in stubs:
             connections.add(stub)
-        self.assertTrue(connections.make_room(False))
-        self.assertEqual((fresh.closed, later.closed), (False, True))
+        closed = []
+        while connections.close_one():
+            closed += [stub for stub in stubs if stub.closed and stub not in closed]
+        self.assertEqual(closed, [slow, answered, known, new])
 
     def test_one_that_is_closed_before_its_answer_gets_a_503_and_nothing_is_run(self):
         number = self.server.start("sleep 99")
@@ -599,7 +606,7 @@ class CapTest(HttpCase):
         self.server.delete("/jobs")
 
     def test_a_request_is_served_if_it_was_not_closed_before(self):
-        connections, stub = rtot.Connections(1), unittest.mock.Mock(waiting_since=1.0, fresh=True)
+        connections, stub = rtot.Connections(1), unittest.mock.Mock(waiting_since=1.0, fresh=True, known=False)
         connections.add(stub)
         connections.admit(stub)
         self.assertIsNone(stub.waiting_since)

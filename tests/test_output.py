@@ -174,6 +174,19 @@ class BoundTest(unittest.TestCase):
         reader = Reader(output, None, [0, 0])
         self.assertEqual(b"".join(iter(lambda: reader.read(10 ** 6), b"")), log[output.start:])
 
+    def test_to_drop_many_turns_takes_no_memory(self):
+        """It is memory that is wanting when they are dropped: a copy of all ended the server."""
+        output = Output(10 ** 7)
+        for number in range(100000):
+            output.append(number & 1, b"x")
+        tracemalloc.start()
+        try:
+            output.drop(60001)
+            self.assertLess(tracemalloc.get_traced_memory()[1], 1000000)
+        finally:
+            tracemalloc.stop()
+        self.assertEqual((output.start, [stream.start for stream in output.streams]), (60001, [30001, 30000]))
+
     def test_a_reader_is_in_danger_only_when_it_would_lose_something(self):
         output = Output(100)
         behind, ahead = reader_of(output, OUT), reader_of(output, OUT)

@@ -516,8 +516,47 @@ class MomentTest(unittest.TestCase):
         self.assertEqual((job.output.end, job.output.readers[0].lost), (80, 0))
 
 
+class Done(Exception):
+    """What was waited for has come true: leave the loop."""
+
+
 class LoopTest(unittest.TestCase):
     """What the loop does with a process; its signals are noted here and not sent."""
+
+    def test_a_want_of_memory_while_a_follower_is_waited_for_stops_no_reading(self):
+        for name in ("after", "_watch", "_unwatch", "_relieve"):
+            with self.subTest(name=name):
+                self.setUp()
+                reading, writing = self.pipe()
+                self.process.pipes[reading] = rtot.OUT
+                self.runner._watch(self.process, reading)
+                self.job.output.readers.append(rtot.Reader(self.job.output, None, [0, 0]))      # which reads nothing
+                os.write(writing, b"x" * 5000)
+                after, real, failed = self.runner.after, getattr(self.runner, name), []
+
+                def once(*args, real=real, failed=failed):
+                    if not failed:
+                        failed.append(name)
+                        raise MemoryError
+                    return real(*args)
+
+                def look(after=after):
+                    if self.job.output.end == 5000:
+                        raise Done
+                    after(0.01, look)
+
+                def give_up():
+                    raise AssertionError("%d bytes were read" % self.job.output.end)
+
+                def want():
+                    raise MemoryError
+                after(0, look)
+                after(support.LIMIT, give_up)
+                if name == "_relieve":
+                    after(0, want)
+                setattr(self.runner, name, once)
+                self.assertRaises(Done, self.runner.run)
+                self.assertTrue(failed)
 
     def setUp(self):
         self.store = rtot.JobStore(1, 1000)
