@@ -630,8 +630,11 @@ class ScarceTest(unittest.TestCase):
         process = rtot.Process(job, None)
         runner._captured(process, rtot.OUT, b"x" * 400)
 
+        faults = [MemoryError(), MemoryError()]
+
         def fail():
-            raise MemoryError
+            if faults:          # else it was put off, and there is enough again
+                raise faults.pop()
         runner._try(fail)
         self.assertEqual((runner._total, job.output.start), (300, 100))
         runner.after(0, fail)
