@@ -959,6 +959,12 @@ class DaemonTest(unittest.TestCase):
         os.kill(server.pid, signal.SIGHUP)
         self.assertEqual(server.run("kill -HUP $PPID; echo hi")["out"], "hi\n")
 
+    def test_lets_go_of_a_pipe_for_its_errors_too(self):
+        """A pipeline that it was started in ends when nobody has that pipe any more."""
+        server = self.daemon(wrapper=["bash", "-c", '"$@" 2>&1 >/dev/null | cat >&2; exit ${PIPESTATUS[0]}', "bash"])
+        self.assertEqual(server.descriptors_of(server.pid), ["/dev/null"] * 3)
+        self.end(server)
+
     def test_outlives_the_session_that_started_it(self):
         server = self.daemon(wrapper=["setsid", "-w", "bash", "-c", 'trap "" HUP; "$@"; status=$?; kill -HUP 0; exit $status', "bash"])
         os.kill(server.pid, signal.SIGHUP)
