@@ -3,8 +3,8 @@
 #
 #   ./build_zipapp.sh [FILE]            PYTHON=python3.9 ./build_zipapp.sh
 #
-# Beside the source it holds the bytecode of the Python that built it, which need not compile it at each start (25 ms);
-# any other version does.
+# Beside the source it holds the bytecode of the Python that built it.  A Python of another version compiles the source
+# at each start, which takes it some 25 ms.
 set -eu
 
 python=${PYTHON:-python3}
@@ -12,9 +12,27 @@ target=${1:-$(dirname "$0")/rtot.pyz}
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 
-# As __main__, so that its sys.exit gives the exit code: the -m module:function of zipapp drops what
-# the function returns.
-cp "$(dirname "$0")/rtot.py" "$stage/__main__.py"
+cp "$(dirname "$0")/rtot.py" "$stage/rtot.py"
+cat >"$stage/__main__.py" <<'END'
+import sys
+if sys.version_info < (3, 6):
+    sys.exit("rtot needs Python 3.6 or newer; this is Python %d.%d" % sys.version_info[:2])
+import gc
+gc.disable()            # until rtot serves
+archive = __loader__.archive
+library = sys.modules["encodings"].__file__.rpartition("encodings")[0][:-1]
+sys.path[:] = [archive] + [path for path in sys.path if path.startswith(library) and not path.endswith("-packages")
+                           or path.endswith("lib-dynload")]
+magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+if __loader__.get_data(archive + "/rtot.pyc")[:4] == magic:
+    import rtot
+else:
+    # The bytecode is another Python's, and zipimport would compile the source twice.
+    rtot = sys.modules["rtot"] = type(sys)("rtot")
+    exec(compile(__loader__.get_data(archive + "/rtot.py"), archive + "/rtot.py", "exec", 0, True, 2), rtot.__dict__)
+    rtot.give_memory_back()
+sys.exit(rtot.main())
+END
 PYTHONHASHSEED=0 "$python" -X no_debug_ranges - "$stage" <<'END'
 import os
 import py_compile
@@ -23,14 +41,16 @@ import zipfile
 
 YEAR_1980 = 315532800       # s; zip knows no time before it, and it is what ZipInfo has by default
 os.chdir(sys.argv[1])
-os.utime("__main__.py", (YEAR_1980, YEAR_1980))
+os.utime("rtot.py", (YEAR_1980, YEAR_1980))
 unchecked = {}
 if sys.version_info >= (3, 7):      # before, it is compared with the time of the source, if the host lives in UTC
     unchecked["invalidation_mode"] = py_compile.PycInvalidationMode.UNCHECKED_HASH
-py_compile.compile("__main__.py", "__main__.pyc", "rtot.pyz/__main__.py", doraise=True, optimize=2, **unchecked)
-with zipfile.ZipFile("rtot.zip", "w") as archive:       # stored, not deflated: that is 0.5 ms of the start
-    for name in ("__main__.py", "__main__.pyc"):
+py_compile.compile("rtot.py", "rtot.pyc", "rtot.pyz/rtot.py", doraise=True, optimize=2, **unchecked)
+with zipfile.ZipFile("rtot.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+    for name in ("__main__.py", "rtot.py", "rtot.pyc"):
         with open(name, "rb") as file:
-            archive.writestr(zipfile.ZipInfo(name), file.read())
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(info, file.read())
 END
 "$python" -m zipapp "$stage/rtot.zip" --python '/usr/bin/env python3' --output "$target"

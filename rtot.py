@@ -1,31 +1,38 @@
 #!/usr/bin/env python3
-"""rtot, "run this over there": POST a script over HTTP, it runs here as an asynchronous job.
+"""rtot, "run this over there": POST a script over HTTP, and it runs here as an asynchronous job.
 
     python3 rtot.pyz -a :8457 -s secret
     curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' http://host:8457/jobs
 
-The routes are the table ROUTES below, next to the App that answers them.  The sections stand in this
-order, and each uses only those above it:
+One thread waits in one selector for descriptors, children that exit, and timers.  Every client and every job is a
+Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
 
-    constants, errors, output, job and store, script, runner, HTTP, page, router and app, command line
+A request: Server.accept makes a Connection.  Connection.serve reads a head (parse_head), App.answer finds the route in
+ROUTES and calls its handler, and Connection sends the Response.
+A job: App.create writes the script (Workspace), adds the Job (JobStore) and has Runner.run live it:
+wait for a place, spawn, wait for exit and output, complete, reap.  Capture.read takes what the job prints into its
+Output and wakes its followers.
 
-Who owns what:
-
-    pids, pipe ends, terminals, timers  the Runner's loop, in the main thread; others hand it a request
-    a job's state, times and output     written by the loop alone, under the job's lock; readers copy
-    ids and the map of jobs             JobStore's lock, never held while waiting for anything
-    a connection                        its own thread, so that a slow client harms no one
-    settings and routes                 nobody, after the start: they never change
+Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
+command line.  A new route is a line in ROUTES and a handler in App; a new field a line in VIEW; a new limit an option
+in add_limits that Service hands to its owner; another way to end a job calls Runner.end.
 """
-import _thread
+import sys
+PYTHON: "rtot needs Python 3.6 or newer" = (3, 6)      # noqa: F722  an older one shows this line as its syntax error
+if __name__ == "__main__":      # import the standard library alone, not a json.py beside this file
+    LIBRARY = sys.modules["encodings"].__file__.rpartition("encodings")[0][:-1]
+    sys.path[:] = [path for path in sys.path
+                   if path.startswith(LIBRARY) and not path.endswith("-packages") or path.endswith("lib-dynload")]
 import gc
 if __name__ == "__main__":
-    gc.disable()        # until it serves: the start makes no garbage, and looking for it took 1.2 of 26 ms
+    gc.disable()                # until it serves: the start makes no garbage, and looking for it takes 1.2 of 26 ms
 
+import array
 import bisect
 import collections
 import errno
 import functools
+import heapq
 import itertools
 import os
 import re
@@ -35,63 +42,64 @@ import signal
 import socket
 import socketserver
 import stat
-import sys
-import threading
 import time
+import types
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
 MIB = 1 << 20
+LINUX = sys.platform.startswith("linux")
 
-# Running.
+# What the first answer does not need is imported at the first authenticated request: it is 6.7 MB.  All at once, since
+# later there may be no descriptor to import it with.
+LATER = ("codecs", "ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
+         "termios", "traceback", "urllib.parse")
+
+# Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
-MANY_SILENT = 100       # processes without output, of which it does not pay to ask each
-REAP_AFTER = 0.02       # s after which all children are asked whether they have ended
-LOOK_AFTER = 0.1        # s after which it is looked who is left to be killed, or has a terminal open again
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
+LOOK_AFTER = 0.1        # s between two looks at who is left to be killed, or has a terminal open again
+KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
+REAP_AFTER = 0.02       # s between two looks at all children, each of which costs 0.5 us a child
+MANY_SILENT = 100       # processes without output, of which it does not pay to ask each whether it has exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7)); and
 WIDE_READ_SIZE = 1 << 18    # from a pipe that was found full, which is made to hold
-WIDE_PIPE = 1 << 20     # bytes, the most without privileges (pipe(7)): 2.6 GB/s rather than 0.9
+WIDE_PIPE = 1 << 20     # bytes, the most without privileges (pipe(7)), by
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1     # malloc.h of GNU's C library
-RESERVED = 24           # descriptors, of many, that jobs leave to connections, and
+RESERVED = 24           # descriptors that jobs leave to connections, if there are many, and
 SPARE = 8               # that connections leave to scripts and modules
+TERMINAL_LINE = 4095    # bytes that a terminal takes of a line: termios(3), canonical mode
+STEP = 0.003            # s of work, after which a long task lets others run
+
+# Output.
+FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
+STEPS = 1000            # pieces of an output that are looked at in one go: some 2 ms
 TRIM_SIZE = 16 * MIB    # bytes of output forgotten, from which on malloc is asked to give its pages back,
 TRIM_AFTER = 1.0        # s later, so that many deletions are one
-FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
-STEPS = 1000            # pieces of an output that are looked at before its lock is let go: some 2 ms
-PACE = 16 * MIB         # bytes/s; a follower that takes less is slow, and the job does not wait for it
-PATIENCE = 0.25         # s in which a follower has to show that pace
-LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
-DEFAULT_SHELL = b"/bin/bash"
-OUR_OWN = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT",        # variables that no job gets
-           b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES")         # sd_listen_fds(3)
-SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts.h, BINPRM_BUF_SIZE)
+OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
+PACE, PATIENCE = 4 * MIB, 0.25      # bytes in s that another follower has to read to be waited for
 
 # HTTP.
 BACKLOG = 1024
-STACK_SIZE = MIB // 2   # bytes, of a connection's thread; a thousand with 8 MB each are too many for some hosts
+ACCEPTS, TLS_ACCEPTS = 64, 4        # connections accepted in a turn of the loop; a TLS handshake takes 1 ms
 MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
 MAX_HEAD = 65536        # bytes of all headers
 MAX_HEADERS = 100
-HEAD_TIMEOUT = 10       # s for a whole head from its first byte: a byte now and then does not prolong it
-BODY_TIMEOUT = 30       # s without one byte of a body
+MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted, so that its end is noticed
+HEAD_TIMEOUT = 10       # s for a whole head: a byte now and then does not prolong it
+BODY_TIMEOUT = 30       # s without a byte of a body
 IDLE_TIMEOUT = 75       # s between two requests of a connection
-SEND_TIMEOUT = 300.0    # s for which a client may leave SLICE bytes of an answer unread
+SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
+WRONG_SECRET = 1.0      # s before the answer to a wrong secret
 DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
-LINGER = 2.0            # s, and
-LINGER_BYTES = 16 * MIB  # bytes of an unread body that are thrown away so that its sender sees the answer
-LONGEST_LINE = 4000     # characters of a line of the log: what a pipe takes at once, PIPE_BUF of pipe(7)
-SLICE = 1 << 16         # bytes of an answer that are in hand at a time
-SWEEP_AFTER = 0.5       # s after the start, which would wait 8 ms for what the sweep imports
-CROWD = 100             # followers of a job, from which on they are told of output with a delay, of
-CROWD_PACE = 40e-6      # s for each of them: told of each line at once, 500 get 100 a second late (p99 140 ms)
-TICK = 1.0              # s after which one who waits looks whether its client is still there
+LINGER, LINGER_BYTES = 2.0, 16 * MIB        # s and bytes of an unread body that are thrown away, for its sender to get
+KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30    # the answer; of one that has the secret, while it sends on
 PROMPT = 1.0            # s in which a new client sends its first head, if it means to
+SLICE = 1 << 16         # bytes of an answer that are made at a time
+TURN_BYTES, TURN_REQUESTS = 1 << 18, 50     # of a connection, after which others get their turn
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
-
-# time.time_ns came with 3.7.
-wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))
+LOG_LINE = 4000         # characters: a pipe takes PIPE_BUF bytes at once, or none (pipe(7))
+SWEEP_AFTER = 0.5       # s after the start
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -100,361 +108,546 @@ REASONS = {
     200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content",
     400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
     408: "Request Timeout", 409: "Conflict", 411: "Length Required", 413: "Content Too Large",
-    414: "URI Too Long", 416: "Range Not Satisfiable", 431: "Request Header Fields Too Large",
-    500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable",
-    505: "HTTP Version Not Supported", 507: "Insufficient Storage",
+    414: "URI Too Long", 415: "Unsupported Media Type", 416: "Range Not Satisfiable", 424: "Failed Dependency",
+    431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented",
+    503: "Service Unavailable", 505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }
+
+# The kinds of errors, with the status of each; most are called like the status.
+KINDS = {reason.lower(): status for status, reason in REASONS.items()}
+KINDS.update({"malformed request": 400, "invalid job number": 400, "not authorized": 401, "no such job": 404})
+# Those after which the connection closes, since it can't be told where the next request begins.
+CLOSING = frozenset(("malformed request", "not authorized", "request timeout", "content too large", "uri too long",
+                     "request header fields too large", "not implemented", "http version not supported"))
 
 
 class Error(Exception):
-    """Why a request can't be served: raised anywhere, answered in one place (Connection).
+    """Why a request can't be served: raised anywhere, answered in one place, Connection.serve.
 
-    `status` is the HTTP status, `error` a short phrase for programs, `message` what would be right.
-    `headers` go out with the answer, `extra` stands before the two in its JSON.
+    `kind` is one of KINDS, `error` in the JSON; `message` says what would be right.  `headers` are pairs for the
+    answer, `extra` stands before the two in its JSON.
     """
 
-    status = 500
-    error = ""          # the reason of the status, in lower case
-    closes = False      # the connection cannot go on: where the next request begins is not known
-
-    def __init__(self, message, error=None, headers=(), extra=None):
+    def __init__(self, kind, message, headers=(), **extra):
         super().__init__(message)
-        self.message = message
-        self.error = error or self.error or REASONS[self.status].lower()
-        self.headers = list(headers)
-        self.extra = extra or {}
+        self.kind, self.message, self.headers, self.extra = kind, message, list(headers), extra
+        self.status, self.closes = KINDS[kind], kind in CLOSING
 
 
-class BadRequest(Error):
-    status = 400
+class Canceled(Exception):
+    """Ends a task where it waits: nobody needs what it does any more."""
 
 
-class Malformed(BadRequest):
-    """Not HTTP as RFC 9112 has it: nothing after it on the connection can be trusted."""
-    error, closes = "malformed request", True
+class ClientGone(Canceled):
+    """The client has disconnected: there is no one to answer."""
 
 
-class NotAuthorized(Error):
-    status, error, closes = 401, "not authorized", True
+# ------------------------------------------------------------------------------------------------ loop
+
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
+GENERATIONS = 3         # of tasks that are made ready by those before them, in a turn of the loop
+RETRY_AFTER = 0.02      # s after which a timer is called again that found no memory
 
 
-class NotFound(Error):
-    status = 404
+@types.coroutine
+def suspend():
+    """Let others run until the current task is woken; call its begin_wait first."""
+    yield
 
 
-class MethodNotAllowed(Error):
-    status = 405
+class Task:
+    """A coroutine that the loop runs from one wait to the next.
+
+    Waits are numbered, so that a wake-up for an earlier one, which comes late, is ignored.
+    """
+
+    __slots__ = ("loop", "coroutine", "number", "_waiting", "_started", "_error")
+
+    def __init__(self, loop, coroutine):
+        self.loop, self.coroutine = loop, coroutine
+        self.number, self._waiting, self._started, self._error = 0, False, False, None
+        loop.tasks.add(self)
+        loop.ready.append(self)
+
+    def begin_wait(self):
+        """Return the number of the wait that begins, for wake()."""
+        self.number += 1
+        self._waiting = True
+        return self.number
+
+    def wake(self, number):
+        """Make the task ready, if it is still in the wait of that number."""
+        if self._waiting and number == self.number:
+            self._waiting = False
+            self.loop.ready.append(self)
+
+    def throw(self, error):
+        """Raise `error` where the task waits, or else where it waits next; never before its first step."""
+        self._error = error
+        self.wake(self.number)
+
+    def withdraw(self):
+        """Forget an error that was not raised yet."""
+        self._error = None
+
+    def step(self):
+        """Run the task until it waits or ends; what it raises is the caller's."""
+        self.loop.current = self
+        error = self._error if self._started else None
+        try:
+            if error is not None:
+                self._error = None
+                self.coroutine.throw(error)
+            else:
+                self._started = True
+                self.coroutine.send(None)
+        except (StopIteration, Canceled):
+            self.loop.tasks.discard(self)
+        except BaseException:
+            self.loop.tasks.discard(self)
+            raise
+        finally:
+            error = None            # its traceback has this frame: they would wait for the garbage collector
+        if self._error is not None:
+            self.wake(self.number)
 
 
-class RequestTimeout(Error):
-    status, closes = 408, True
+class Condition:
+    """Something that tasks wait for; like threading.Condition, but there is no lock."""
+
+    __slots__ = ("loop", "_waiters")
+
+    def __init__(self, loop):
+        self.loop, self._waiters = loop, None       # tasks, with the numbers of their waits
+
+    def notify_all(self):
+        waiters, self._waiters = self._waiters, None
+        if waiters:
+            for task, number in waiters.items():
+                task.wake(number)
+
+    async def wait_for(self, predicate, timeout=None):
+        """Wait until predicate() is true, which is asked at each notify_all; return its last result.
+
+        Waits `timeout` seconds at most; None is no limit.
+        """
+        result = predicate()
+        if result or timeout is not None and timeout <= 0:
+            return result
+        loop, task = self.loop, self.loop.current
+        timer = None if timeout is None else loop.call_later(timeout, lambda: task.wake(task.number))
+        try:
+            while not result and (timer is None or timer[2]):
+                if self._waiters is None:
+                    self._waiters = {}
+                self._waiters[task] = task.begin_wait()
+                await suspend()
+                result = predicate()
+            return result
+        finally:
+            if self._waiters:
+                self._waiters.pop(task, None)
+            if timer:
+                loop.cancel(timer)
 
 
-class Conflict(Error):
-    status = 409
+class Deadline:
+    """`with Deadline(loop, seconds, error):` raises the error in the current task if the block takes longer.
+
+    None is no limit.
+    """
+
+    def __init__(self, loop, seconds, error):
+        self._loop, self._seconds, self._error, self._timer = loop, seconds, error, None
+
+    def __enter__(self):
+        if self._seconds is not None:
+            task, error = self._loop.current, self._error
+            self._timer = self._loop.call_later(self._seconds, lambda: task.throw(error))
+
+    def __exit__(self, *_):
+        if self._timer:
+            self._loop.cancel(self._timer)
 
 
-class LengthRequired(Error):
-    status = 411
+class Loop:
+    """Runs tasks, and calls functions when a descriptor is ready or a time has come; in one thread.
+
+    `report` is called with what a function or a task raised that nobody foresaw, `relieve` when memory is short.
+    """
+
+    def __init__(self):
+        self.ready, self.tasks, self.current = collections.deque(), set(), None
+        self.report, self.relieve = sys.excepthook, gc.collect
+        self._selector, self._watched = selectors.DefaultSelector(), {}     # the callback of each descriptor, in a list
+        self._timers, self._timer_count, self._canceled = [], itertools.count(), 0
+        self._stopped = False
+
+    def spawn(self, coroutine):
+        """Run the coroutine as a Task, from the next turn on; return the Task."""
+        return Task(self, coroutine)
+
+    def watch(self, fd, events, callback):
+        """Call callback(events) in each turn in which the descriptor is ready for READ or WRITE, as `events` says."""
+        if not events:
+            self.unwatch(fd)
+        elif fd in self._watched:
+            self._selector.modify(fd, events, self._watched[fd])
+            self._watched[fd][:] = [callback]
+        else:
+            callbacks = [callback]
+            self._selector.register(fd, events, callbacks)
+            self._watched[fd] = callbacks
+
+    def unwatch(self, fd):
+        """Watch it no more, if it was; before it is closed, since a duplicate would go on reporting (epoll(7))."""
+        callbacks = self._watched.pop(fd, None)
+        if callbacks:
+            callbacks.clear()       # so also what was selected in this turn already
+            self._selector.unregister(fd)
+
+    def call_later(self, seconds, function):
+        """Call function() after that time; return the timer, for cancel().  timer[2] is None once it was called."""
+        timer = [time.monotonic() + seconds, next(self._timer_count), function]
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def cancel(self, timer):
+        if timer[2]:
+            timer[2] = None
+            self._canceled += 1
+        if self._canceled > 1000 and self._canceled > len(self._timers) // 2:
+            self._timers = [each for each in self._timers if each[2]]
+            heapq.heapify(self._timers)
+            self._canceled = 0
+
+    async def sleep(self, seconds):
+        await Condition(self).wait_for(lambda: False, seconds)
+
+    async def turn(self):
+        """Let all others run that are ready."""
+        self.current.wake(self.current.begin_wait())
+        await suspend()
+
+    def catch_signals(self, handlers):
+        """Call handlers[number]() in the loop when that signal comes.
+
+        Python writes its number to a pipe; not to a pair of sockets, which was full after 278.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(reading, False)
+        os.set_blocking(writing, False)
+        self.watch(reading, READ, lambda events: [
+            self._call(handlers[number]) for number in set(os.read(reading, READ_SIZE)) if number in handlers])
+        for number in handlers:
+            signal.signal(number, no_action)
+        signal.set_wakeup_fd(writing)
+
+    def run(self):
+        """Run until stop()."""
+        while not self._stopped:
+            self._turn()
+
+    def stop(self):
+        self._stopped = True
+
+    def close(self, seconds=1.0):
+        """Cancel all tasks, and run them to their ends, for that many seconds at most."""
+        until = time.monotonic() + seconds
+        for task in list(self.tasks):
+            task.throw(Canceled())
+        while self.tasks and time.monotonic() < until:
+            self._turn()
+        signal.set_wakeup_fd(-1)
+        self._selector.close()
+
+    def _turn(self):
+        timeout = 0 if self.ready else LONGEST_WAIT
+        if self._timers:
+            timeout = min(max(self._timers[0][0] - time.monotonic(), 0), timeout)
+        for key, events in self._selector.select(timeout):
+            for callback in key.data:           # none, if it is watched no more
+                if not self._call(callback, events):
+                    self.unwatch(key.fd)        # or it would fail again at once
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)
+            function, timer[2] = timer[2], None
+            if function:
+                self._call(function, retry=True)
+            else:
+                self._canceled -= 1
+        for _ in range(GENERATIONS):            # a few, since those who make each other ready would starve the rest
+            for _ in range(len(self.ready)):
+                self._call(self.ready.popleft().step)
+
+    def _call(self, function, *args, retry=False):
+        """Call it, and deal with what nobody foresaw, and with a lack of memory; return whether it did not fail."""
+        try:
+            function(*args)
+        except MemoryError:
+            try:
+                self.relieve()
+            except MemoryError:     # whoever finds too little next tries again
+                pass
+            if retry:
+                self.call_later(RETRY_AFTER, function)
+        except Exception:
+            self.report(*sys.exc_info())
+            return False
+        return True
 
 
-class TooLarge(Error):
-    status, closes = 413, True
-
-
-class URITooLong(Error):
-    status, closes = 414, True
-
-
-class RangeNotSatisfiable(Error):
-    status = 416
-
-
-class HeadTooLarge(Error):
-    status, closes = 431, True
-
-
-class NotImplementedHere(Error):
-    status, closes = 501, True
-
-
-class Unavailable(Error):
-    status = 503
-
-
-class VersionNotSupported(Error):
-    status, closes = 505, True
-
-
-class InsufficientStorage(Error):
-    status = 507
-
-
-class ClientGone(Exception):
-    """The client has hung up: there is no one to answer."""
+def no_action(number, frame):
+    """Handle a signal by doing nothing, which a child does not inherit, unlike SIG_IGN: execve(2)."""
 
 
 # ---------------------------------------------------------------------------------------------- output
 
-OUT, ERR = 0, 1
+OUT, ERR, LOG = 0, 1, 2     # the streams of a job, and the log of both in the order in which they came
 
 
-class Stream:
-    """The bytes of one stream, in chunks.
+class Output:
+    """What a job has printed: the log, of which each stream is a part, and the time of each piece.
 
-    `start` and `end` are the absolute offsets of the first byte kept and of the one after the last;
-    `starts` are those of the chunks.  Small reads are folded, so a line at a time costs little more
-    than its bytes: 200,000 lines read one by one made 200,000 objects before.
+    `start[which]` and `end[which]` are the offsets, in OUT, ERR or LOG, of the first byte kept and of the one behind
+    the last.  When more than `limit` bytes are kept, the oldest are dropped.
+
+    The bytes are in chunks, into which small reads are folded.  A mark, of 32 bytes, says where in each of the three a
+    piece begins; its stamp, when it came and to which stream.  Another stream or another millisecond makes a new one.
     """
 
-    __slots__ = ("chunks", "starts", "start", "end")
+    __slots__ = ("limit", "start", "end", "readers", "consumed", "_chunks", "_starts", "_marks", "_stamps")
 
-    def __init__(self):
-        self.chunks, self.starts = [], []
-        self.start = self.end = 0
+    def __init__(self, limit):
+        self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
+        self.readers, self.consumed = (), None      # the followers; a Condition, see Runner._wait_for_readers
+        self._chunks, self._starts = [], []         # and the position of each in the log
+        self._marks, self._stamps = (), ()          # three arrays of offsets; ms since 1970, times 2, plus the stream
 
-    def append(self, data):
-        chunks = self.chunks
+    @property
+    def size(self):
+        """The number of bytes kept."""
+        return self.end[LOG] - self.start[LOG]
+
+    def append(self, stream, data):
+        stamp = int(time.time() * 1000) << 1 | stream
+        if not self._stamps or self._stamps[-1] != stamp:
+            self._mark(stamp)
+        chunks, end = self._chunks, self.end
         if chunks and len(chunks[-1]) + len(data) <= FOLD:
             if type(chunks[-1]) is bytes:       # the one print of a small job stays as small as it is
                 chunks[-1] = bytearray(chunks[-1])
             chunks[-1] += data
         else:
             chunks.append(data)
-            self.starts.append(self.end)
-        self.end += len(data)
+            self._starts.append(end[LOG])
+        end[LOG] += len(data)
+        end[stream] += len(data)
+        if self.size > self.limit:
+            self.drop(self.size - self.limit)
+        if len(self._stamps) > max(self.limit // 32, STEPS):        # marks take no more than the bytes may
+            self.drop(self._marks[LOG][len(self._stamps) // 8] - self.start[LOG])
+
+    def _mark(self, stamp):
+        if not self._stamps:
+            self._marks, self._stamps = (array.array("q"), array.array("q"), array.array("q")), array.array("q")
+        for which in (OUT, ERR, LOG):
+            self._marks[which].append(self.end[which])
+        self._stamps.append(stamp)
 
     def drop(self, count):
-        """Forget the oldest `count` bytes; a chunk is freed when its last byte is dropped."""
-        self.start += count
-        whole = bisect.bisect_right(self.starts, self.start) - 1
-        if self.start == self.end:
-            whole = len(self.chunks)
-        if whole > 0:
-            del self.chunks[:whole], self.starts[:whole]
+        """Forget the `count` oldest bytes; a chunk is freed with its last byte."""
+        start = self.start[LOG] + count
+        whole = len(self._chunks) if start == self.end[LOG] else bisect.bisect_right(self._starts, start) - 1
+        del self._chunks[:whole], self._starts[:whole]
+        index = bisect.bisect_right(self._marks[LOG], start) - 1
+        for which in (OUT, ERR, LOG):
+            inside = start - self._marks[LOG][index] if which in (self._stamps[index] & 1, LOG) else 0
+            self.start[which] = self._marks[which][index] + inside
+        if index >= max(len(self._stamps) // 8, 1):         # seldom, since what follows moves
+            for each in self._marks + (self._stamps,):
+                del each[:index]
 
-    def read(self, offset, limit):
-        """Return what stands at `offset`, from one chunk and at most `limit` bytes; b"" at the end."""
-        if offset >= self.end:
-            return b""
-        index = bisect.bisect_right(self.starts, offset) - 1
-        begin = offset - self.starts[index]
-        return bytes(self.chunks[index][begin:begin + limit])
-
-    def pieces_back(self, begin, end):
-        """Yield the bytes from `end` back to `begin`, or to the start, a chunk at a time."""
-        while end > max(begin, self.start):
-            index = bisect.bisect_left(self.starts, end) - 1
-            first = max(begin, self.start, self.starts[index])
-            yield bytes(self.chunks[index][first - self.starts[index]:end - self.starts[index]])
-            end = first
-
-
-def new_turns():
-    """Return an empty array of positions; a list where there is no descriptor left to import arrays with."""
-    try:
-        import array
-    except (OSError, ImportError):
-        return []
-    return array.array("q")
-
-
-class Output:
-    """What a job has printed: two streams, and the order in which they came.
-
-    A position in the log is the number of bytes of both streams before it.  `turns` are the positions
-    at which the log changes to the other stream, beginning with OUT: so the stream at a position is
-    the parity of the turns up to it, and the order costs 8 bytes a change.  The oldest bytes are
-    dropped in the order of the log when more than `limit` are kept.  Guarded by the job's lock.
-    """
-
-    __slots__ = ("streams", "turns", "limit", "readers")
-
-    def __init__(self, limit):
-        self.streams = (Stream(), Stream())
-        self.turns = ()
-        self.limit = limit
-        self.readers = []       # those who follow
-
-    @property
-    def start(self):
-        """The log position of the first byte kept: as many have been dropped."""
-        return self.streams[OUT].start + self.streams[ERR].start
-
-    @property
-    def end(self):
-        return self.streams[OUT].end + self.streams[ERR].end
-
-    def append(self, stream, data):
-        if len(self.turns) & 1 != stream:
-            if not self.turns:              # most jobs print to one stream, and need none
-                self.turns = new_turns()
-            self.turns.append(self.end)
-        self.streams[stream].append(data)
-        if self.end - self.start > self.limit:
-            self.drop(self.end - self.start - self.limit)
-        if len(self.turns) > max(self.limit // 8, STEPS):       # they may take as much as the bytes, and no more
-            self.drop(self.turns[len(self.turns) // 8] - self.start)
-
-    def _run_at(self, position):
-        """Return the stream at `position` and the position where the next turn is, or the end."""
-        index = bisect.bisect_right(self.turns, position)
-        return index & 1, self.turns[index] if index < len(self.turns) else self.end
-
-    def drop(self, count):
-        """Forget the `count` oldest bytes."""
-        target = self.start + count
-        while self.start < target:
-            begin, end = self.start, target
-            first, last = (bisect.bisect_right(self.turns, position) for position in (begin, end))
-            if last - first > STEPS:        # no copy of all: it may be memory that is wanting
-                last = first + STEPS
-                end = self.turns[last - 1]
-            edges = [begin] + list(self.turns[first:last]) + [end]
-            size = sum(edges[1::2]) - sum(edges[:len(edges) & ~1:2])       # of every other run, from the first on
-            self.streams[first & 1].drop(size)
-            self.streams[~first & 1].drop(end - begin - size)
-        stale = bisect.bisect_right(self.turns, self.start) & ~1
-        if stale and stale >= len(self.turns) // 8:     # seldom, since what follows moves; in pairs, for the parity
-            del self.turns[:stale]
-
-    def read(self, at, which, limit):
-        """Return the bytes at the place `at` and move it behind them; b"" at the end.
-
-        `at` is a list of two offsets, one for each stream; `which` is OUT, ERR or None for the log.
-        """
-        if which is not None:
-            at[which] = max(at[which], self.streams[which].start)
-            data = self.streams[which].read(at[which], limit)
-            at[which] += len(data)
-            return data
+    def read(self, which, offset, limit):
+        """Return bytes from `offset` on, some but at most `limit`; b"" at the end.  It may not be before the start."""
+        if which == LOG or self.end[which] == self.end[LOG]:    # all that was printed is in this stream
+            return self._slice(offset, limit)
         parts = []
-        at[:] = (max(offset, stream.start) for offset, stream in zip(at, self.streams))
-        while limit > 0 and len(parts) < STEPS:
-            stream, run_end = self._run_at(at[OUT] + at[ERR])
-            data = self.streams[stream].read(at[stream], min(limit, run_end - at[OUT] - at[ERR]))
-            if not data:
-                break
-            at[stream] += len(data)
-            limit -= len(data)
-            parts.append(data)
+        while limit > 0 and offset < self.end[which] and len(parts) < STEPS:
+            position, size, _ = self._piece(which, offset)
+            parts.append(self._slice(position, min(size, limit)))
+            offset += len(parts[-1])
+            limit -= len(parts[-1])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def tail(self, lines, which, at):
-        """Move the place `at` to the end, and back to where the last `lines` lines begin: yield at each step of that.
+    def read_piece(self, position, limit):
+        """Return (stream, ms since 1970, bytes) of what came together at a position of the log, before its end."""
+        _, size, stamp = self._piece(LOG, position)
+        return stamp & 1, stamp >> 1, self._slice(position, min(size, limit))
 
-        Between two steps the lock may be let go: what is dropped meanwhile is not looked at.
-        """
-        at[:] = (stream.end for stream in self.streams)
-        wanted = None       # newlines to find from the end: the one that ends the last line is not a start
-        for stream, data in self._pieces_back(which, list(at)) if lines else ():
-            yield
+    def _piece(self, which, offset):
+        """Return (position in the log, size of the piece from there on, stamp) of an offset before the end."""
+        index = bisect.bisect_right(self._marks[which], offset) - 1
+        position = self._marks[LOG][index] + offset - self._marks[which][index]
+        end = self._marks[LOG][index + 1] if index + 1 < len(self._stamps) else self.end[LOG]
+        return position, end - position, self._stamps[index]
+
+    def _slice(self, position, limit):
+        """Return bytes of the log, from one chunk."""
+        if position >= self.end[LOG]:
+            return b""
+        index = bisect.bisect_right(self._starts, position) - 1
+        begin = position - self._starts[index]
+        data = self._chunks[index][begin:begin + limit]
+        return data if type(data) is bytes else bytes(data)
+
+    async def tail(self, which, lines, turn):
+        """Return the offset at which the last `lines` lines begin; turn() is awaited now and then."""
+        offset, wanted = self.end[which], None      # newlines to find from the end
+        while lines and offset > self.start[which]:
+            await turn()
+            begin, data = max(offset - FOLD, self.start[which]), b""        # which may have moved meanwhile
+            while begin + len(data) < offset:
+                data += self.read(which, begin + len(data), offset - begin - len(data))
             if wanted is None:
-                wanted = lines + data.endswith(b"\n")
-            count = data.count(b"\n")
-            if count < wanted:
-                wanted -= count
-                at[stream] -= len(data)
-                continue
-            newline = len(data)
-            for _ in range(wanted):
-                newline = data.rfind(b"\n", 0, newline)
-            at[stream] -= len(data) - newline - 1
-            break
-
-    def _pieces_back(self, which, at):
-        """Yield (stream, bytes) from the place `at` back to the start."""
-        if which is not None:
-            for data in self.streams[which].pieces_back(0, at[which]):
-                yield which, data
-            return
-        position = sum(at)
-        while position > self.start:
-            index = bisect.bisect_left(self.turns, position)
-            size = position - max(self.turns[index - 1] if index else 0, self.start)
-            stream = index & 1
-            for data in self.streams[stream].pieces_back(at[stream] - size, at[stream]):
-                yield stream, data
-            at[stream] -= size
-            position -= size
+                wanted = lines + data.endswith(b"\n")       # the one that ends the last line begins none
+            newlines = [match.end() for match in re.finditer(b"\n", data)]
+            if len(newlines) >= wanted:
+                return begin + newlines[-wanted]
+            wanted -= len(newlines)
+            offset = begin
+        return max(offset, self.start[which])
 
 
 class Reader:
-    """A follower's own place in an output: `which` stream, or None for the log; `at`, see Output.read.
+    """The place of a follower in an output: the next byte that it reads is at `offset` of OUT, ERR or LOG.
 
-    `length` bytes are to be read, or all that comes; `lost` counts those that were dropped before they
-    were.  `awaited`: while it keeps up the job waits for it rather than drop what it has not read, see
-    Runner._hold_back.
+    Before bytes that it has not read would be dropped, the job waits for it while it reads `pace` bytes in `patience`
+    seconds; for an owner, the client that started the job, while it reads anything.
     """
 
-    __slots__ = ("output", "which", "at", "length", "lost", "awaited")
+    __slots__ = ("output", "which", "offset", "pace", "patience", "waited_for", "since")
 
-    def __init__(self, output, which, at, length=None):
-        self.output, self.which, self.at, self.length = output, which, at, length
-        self.lost, self.awaited = 0, True
+    def __init__(self, output, which, offset, owner=False):
+        self.output, self.which, self.offset = output, which, offset
+        self.pace, self.patience = (1, OWNER_PATIENCE) if owner else (PACE, PATIENCE)
+        self.waited_for, self.since = True, None    # (offset, time) when the job began to wait for it
+        output.readers += (self,)
+
+    def close(self):
+        self.output.readers = tuple(reader for reader in self.output.readers if reader is not self)
+        self.advance(0)
 
     @property
-    def position(self):
-        return sum(self.at) if self.which is None else self.at[self.which]
+    def has_lost(self):
+        """Were bytes dropped that it has not read?"""
+        return self.offset < self.output.start[self.which]
 
-    @property
-    def source(self):
-        """What it reads from, with its `start` and `end`."""
-        return self.output if self.which is None else self.output.streams[self.which]
+    def advance(self, count):
+        """Note that the next `count` bytes were read."""
+        self.offset += count
+        if self.output.consumed:
+            self.output.consumed.notify_all()
 
-    def read(self, limit):
-        before, dropped = self.position, self.source.start
-        data = self.output.read(self.at, self.which, limit)
-        self.lost += max(0, dropped - before)
-        if not self.awaited and self.source.end - self.position < self.output.limit // 2:
-            self.awaited = True
-        return data
+    def holds_back(self, count):
+        """Does the job have to wait, since `count` more bytes would push out what it has not read?"""
+        output, which = self.output, self.which
+        return (self.waited_for and output.size + count > output.limit
+                and self.offset < min(output.end[which], output.start[which] + count))
 
-    def endangered(self, count):
-        """Would `count` more bytes push out what it has not read?"""
-        output = self.output
-        source = self.source
-        return (output.end - output.start + count > output.limit
-                and self.position < min(source.end, source.start + count))
+    def check_pace(self, now):
+        """Return how many more seconds it is waited for, unless it reads enough."""
+        if self.since is None or self.offset - self.since[0] >= self.pace:
+            self.since = self.offset, now
+        remaining = self.since[1] + self.patience - now
+        self.waited_for = remaining > 0
+        return remaining
 
 
-# -------------------------------------------------------------------------------------- job and store
+class TotalOutput:
+    """The output of all jobs together.  Over `limit` bytes, what was printed longest ago is dropped."""
 
-STATES = {              # a job's lifecycle: from a state, where it can go
-    "new": ("running", "complete"),
-    "running": ("complete",),
-    "complete": (),
-}
+    def __init__(self, limit):
+        self.limit, self.size = limit, 0
+        self._kept = collections.OrderedDict()      # bytes kept of each Output, in the order of their last print
 
+    def append(self, output, stream, data):
+        output.append(stream, data)
+        self.size += output.size - self._kept.get(output, 0)
+        self._kept[output] = output.size
+        self._kept.move_to_end(output)
+        if self.size > self.limit:
+            self.shrink(self.limit)
+
+    def shrink(self, size):
+        """Drop the oldest until `size` bytes are kept."""
+        while self.size > size:
+            output, kept = next(iter(self._kept.items()))
+            count = min(kept, self.size - size)
+            output.drop(count)
+            self.size -= count
+            self._kept[output] -= count
+            if not self._kept[output]:
+                del self._kept[output]
+
+    def forget(self, output):
+        """Keep nothing of it; return how many bytes that frees."""
+        kept = self._kept.pop(output, 0)
+        self.size -= kept
+        return kept
+
+
+def give_memory_back():
+    """Let malloc return its free pages to the host: 350 MiB of output stayed resident without.
+
+    malloc_trim(3) is GNU's; other C libraries do so by themselves, or can't.
+    """
+    try:
+        import ctypes
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, ImportError, OSError):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------ jobs
+
+STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": ()}     # from a state, where it can go
 CANCELED = "canceled before it started"
 
 # What Go calls the signals that end a process (its syscall package, linux/amd64).
-SIGNAL_WORDS = {
-    "HUP": "hangup", "INT": "interrupt", "QUIT": "quit", "ILL": "illegal instruction",
-    "TRAP": "trace/breakpoint trap", "ABRT": "aborted", "BUS": "bus error",
-    "FPE": "floating point exception", "KILL": "killed", "USR1": "user defined signal 1",
-    "SEGV": "segmentation fault", "USR2": "user defined signal 2", "PIPE": "broken pipe",
-    "ALRM": "alarm clock", "TERM": "terminated", "STKFLT": "stack fault",
-    "XCPU": "CPU time limit exceeded", "XFSZ": "file size limit exceeded",
-    "VTALRM": "virtual timer expired", "PROF": "profiling timer expired", "IO": "I/O possible",
-    "PWR": "power failure", "SYS": "bad system call",
-}
+SIGNAL_WORDS = dict(pair.split(": ") for pair in (
+    "HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|ABRT: aborted|"
+    "BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|SEGV: segmentation fault|"
+    "USR2: user defined signal 2|PIPE: broken pipe|ALRM: alarm clock|TERM: terminated|STKFLT: stack fault|"
+    "XCPU: CPU time limit exceeded|XFSZ: file size limit exceeded|VTALRM: virtual timer expired|"
+    "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))
+UNNAMED = {"STKFLT": 16} if LINUX else {}       # signal(7); Python knows it from 3.11 on
+
+
+def signal_number(name):
+    """Return the number of the signal INT or SIGINT, or None if there is none of that name."""
+    name = re.sub("^SIG", "", name.upper())
+    return int(getattr(signal, "SIG" + name, UNNAMED.get(name)) or 0) if re.fullmatch("[A-Z0-9]+", name) else None
 
 
 def signal_words(number):
     """Return what Go's os.Signal.String() says: "killed" for 9, "signal 34" for one without a name."""
-    for name, words in SIGNAL_WORDS.items():
-        if getattr(signal, "SIG" + name, None) == number:
-            return words
-    return "signal %d" % number
+    return next((words for name, words in SIGNAL_WORDS.items() if signal_number(name) == number), "signal %d" % number)
+
+
+# time.time_ns came with 3.7.
+wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))
 
 
 @functools.lru_cache(maxsize=64)
 def utc(form, seconds):
-    """Return the time, in whole seconds since 1970, as strftime(3) has it; asked again and again within a second."""
+    """Return a time, in whole seconds since 1970, in a format of strftime(3)."""
     return time.strftime(form, time.gmtime(seconds))
 
 
+@functools.lru_cache(maxsize=1024)
 def go_time(ns):
     """Return a time in ns since 1970 as Go's time.Time.String() does; 0 is Go's zero time."""
     if not ns:
@@ -464,6 +657,12 @@ def go_time(ns):
     return utc("%Y-%m-%d %H:%M:%S", seconds) + digits + " +0000 UTC"
 
 
+def iso_time(ms):
+    """Return a time in ms since 1970 as 2014-01-12T03:42:32.315Z."""
+    return "%s.%03dZ" % (utc("%Y-%m-%dT%H:%M:%S", ms // 1000), ms % 1000)
+
+
+@functools.lru_cache(maxsize=1024)
 def go_duration(seconds):
     """Return seconds as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 3.5ms."""
     def decimal(value, digits):
@@ -481,190 +680,67 @@ def go_duration(seconds):
 
 def readable(data):
     """Return bytes as text; what is not UTF-8 shows as U+FFFD."""
-    return bytes(data).decode("utf-8", "replace")
+    return str(data, "utf-8", "replace")
 
 
-Terminal = collections.namedtuple("Terminal", "rows cols")
+DEFAULT_TERMINAL = (24, 80)         # rows, columns
 
-# How a job is to run.  args, cwd and the pairs of env are bytes, as the kernel has them; timeout in s.
-Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty")
-PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, tty=None)
+# How a job is to run.  args, cwd and the pairs of env are bytes, as the kernel has them; timeout in s, max_output in
+# bytes; None is no timeout, the server's directory, no terminal, the server's limit.
+Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty max_output")
+PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, tty=None, max_output=None)
 
 
 class Job:
-    """A record of one run.  Written by the Runner's loop alone, under `lock`; read under `lock`.
+    """A record of one run.  Runner alone writes its state, times and output; others read.
 
-    `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` are seconds
-    of the monotonic clock, so that a step of the clock falsifies no duration.  The Conditions, of any
-    change and of the end alone, are made when someone waits first and let go at the end: most jobs
-    never need one, and it is half of what a complete job would weigh.
+    `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` seconds of the monotonic
+    clock, which has no steps.  `changed` is notified of output and of each change of state, `ended` of the end alone.
     """
 
     __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "began", "took",
-                 "exit", "exit_code", "timed_out", "held", "pid", "output", "lock", "_changed", "_ended")
+                 "exit", "exit_code", "timed_out", "held", "pid", "output", "changed", "ended")
 
-    def __init__(self, script, options, limit):
-        self.id = None
-        self.script, self.options = script, options
-        self.state = "new"
-        self.created, self.started, self.completed = wall_ns(), 0, 0
-        self.began, self.took = 0.0, 0.0
-        self.exit, self.exit_code, self.pid = "", None, None
-        self.timed_out = self.held = False
-        self.output = Output(limit)
-        self.lock = threading.Lock()
-        self._changed = self._ended = None
+    def __init__(self, loop, script, options, limit):
+        self.script, self.options, self.output = script, options, Output(limit)
+        self.state, self.created, self.started, self.completed = "new", wall_ns(), 0, 0
+        self.began = self.took = 0.0
+        self.exit, self.timed_out, self.held = "", False, False
+        self.id = self.exit_code = self.pid = None
+        self.changed, self.ended = Condition(loop), Condition(loop)
 
     @property
     def href(self):
         return "/jobs/%d" % self.id
-
-    # The loop alone calls these.
-
-    def _move(self, state):
-        if state not in STATES[self.state]:
-            raise RuntimeError("job %d cannot go from %s to %s" % (self.id, self.state, state))
-        self.state = state
-
-    def run(self, pid):
-        with self.lock:
-            self._move("running")
-            self.pid, self.started, self.began = pid, wall_ns(), time.monotonic()
-            self._notify()
-
-    def capture(self, stream, data):
-        """Take what was read of a stream; return by how much what is kept has grown, in bytes.
-
-        Those who follow are told at once, unless they are a crowd.
-        """
-        with self.lock:
-            output = self.output
-            before = output.start
-            output.append(stream, data)
-            if not self.is_crowded():
-                self._notify()
-            return len(data) - (output.start - before)
-
-    def is_crowded(self):
-        return len(self.output.readers) >= CROWD
-
-    def tell_crowd(self):
-        """Wake those who follow."""
-        with self.lock:
-            self._notify()
-
-    def complete(self, text, code, held=False):
-        with self.lock:
-            self._move("complete")
-            self.exit, self.exit_code, self.held = text, code, held
-            self.completed = wall_ns()
-            self.took = time.monotonic() - self.began if self.started else 0.0
-
-    def tell_end(self):
-        """Wake those who wait for it to be complete."""
-        with self.lock:
-            self._notify()
-            if self._ended:
-                self._ended.notify_all()
-            self._changed = self._ended = None      # who waits has a reference; nobody will from here on
-
-    def time_out(self):
-        with self.lock:
-            self.timed_out = True
-
-    def release(self):
-        """What the script left in the background has let go of the output."""
-        with self.lock:
-            self.held = False
-
-    def shed(self, count):
-        """Forget the `count` oldest bytes of the output."""
-        with self.lock:
-            self.output.drop(count)
-
-    def _notify(self):
-        if self._changed:
-            self._changed.notify_all()
-
-    # Any thread calls these.
-
-    def wait(self, condition, timeout):
-        """Wait until `condition()`, called under the lock, is true: at most `timeout` seconds.
-
-        Return what it returned last.  A complete job changes no more, so nobody waits for it.
-        """
-        deadline = time.monotonic() + timeout
-        with self.lock:
-            while True:
-                result = condition()
-                remaining = deadline - time.monotonic()
-                if result or self.state == "complete" or remaining <= 0:
-                    return result
-                if self._changed is None:
-                    self._changed = threading.Condition(self.lock)
-                self._changed.wait(min(remaining, threading.TIMEOUT_MAX))
-
-    def wait_for_end(self, timeout):
-        """Wait until it is complete, at most `timeout` seconds; return whether it is.
-
-        What it prints wakes nobody here: with `wait`, a third of the time of a short job went to that.
-        """
-        with self.lock:
-            if self.state != "complete" and timeout > 0:
-                if self._ended is None:
-                    self._ended = threading.Condition(self.lock)
-                self._ended.wait(min(timeout, threading.TIMEOUT_MAX))
-            return self.state == "complete"
-
-    def is_complete(self):
-        return self.state == "complete"
 
     @property
     def duration(self):
         """Seconds for which it has run."""
         return time.monotonic() - self.began if self.state == "running" else self.took
 
-    def slices(self, reader, length, limit):
-        """Yield the `length` bytes from the reader's place on, at most `limit` at a time, so that nobody holds more.
+    def is_complete(self):
+        return self.state == "complete"
 
-        It ends before its time if some were dropped meanwhile, which `reader.lost` tells.
-        """
-        while length > 0:
-            with self.lock:
-                dropped = min(length, max(0, reader.source.start - reader.position))
-                if dropped == length:
-                    reader.lost += dropped
-                    return
-                data = reader.read(min(length - dropped, limit))    # which counts them as lost
-                length -= dropped + len(data)
-            yield data
+    def has_failed(self):
+        return self.is_complete() and (self.exit_code != 0 or self.timed_out)
 
-    def tail(self, lines, which):
-        """Return the place in the output from which on the last `lines` lines stand."""
-        at = [0, 0]
-        steps = self.output.tail(lines, which, at)
-        while True:
-            with self.lock:
-                if sum(1 for _ in itertools.islice(steps, STEPS)) < STEPS:
-                    return at
-            time.sleep(0.001)       # a lock that is taken again at once is given to nobody else
+    def _move(self, state):
+        if state not in STATES[self.state]:
+            raise RuntimeError("job %d cannot go from %s to %s" % (self.id, self.state, state))
+        self.state = state
 
-    def view(self, fields):
-        """Yield the job as JSON, in pieces of bytes: the `fields`, in their order, that are not empty."""
-        with self.lock:
-            pairs = [(name, VIEW[name](self)) for name in fields]
-        shown = [pair for pair in pairs if pair[1] or pair[0] not in LEFT_OUT_WHEN_EMPTY]
-        lead = "{"
-        for plain, group in itertools.groupby(shown, lambda pair: not isinstance(pair[1], (Reader, bytes, list, dict))):
-            if plain:           # all in one: half the time of one at a time
-                yield (lead + "\n      " + members_encoder()(dict(group))[1:-1]).encode("utf-8", "replace")
-                lead = ","
-                continue
-            for name, value in group:
-                yield ('%s\n      "%s": ' % (lead, name)).encode("ascii")
-                yield from value_json(self, value)
-                lead = ","
-        yield b"\n    }"
+    def start(self, pid):
+        self._move("running")
+        self.pid, self.started, self.began = pid, wall_ns(), time.monotonic()
+        self.changed.notify_all()
+
+    def complete(self, text, code, held=False):
+        """End with what `exit` is to say, "" on success, and the exit code."""
+        self._move("complete")
+        self.exit, self.exit_code, self.held, self.completed = text, code, held, wall_ns()
+        self.took = time.monotonic() - self.began if self.began else 0.0
+        self.changed.notify_all()
+        self.ended.notify_all()
 
 
 def working_directory():
@@ -675,869 +751,969 @@ def working_directory():
         return b""
 
 
-def kept_text(job, which):
-    """Return what is kept of a stream, as text, or if that is large as a Reader of it; call it with the job's lock."""
-    stream = job.output.streams[which]
-    length = stream.end - stream.start
-    data = stream.read(stream.start, FOLD)
-    if len(data) == length:
-        return readable(data)
-    return Reader(job.output, which, [each.start for each in job.output.streams], length)
-
-
-@functools.lru_cache(maxsize=1)
-def members_encoder():
-    """Return the function that encodes plain values by name as the members of a job, one a line."""
-    import json
-    return json.JSONEncoder(ensure_ascii=False, separators=(",\n      ", ": ")).encode
-
-
-def value_json(job, value):
-    """Yield a value that is not plain, as it stands in the JSON of the job; U+FFFD for what is not UTF-8."""
-    import codecs
-    import json
-    if not isinstance(value, (Reader, bytes)):
-        text = json.dumps(value, ensure_ascii=False, indent=2)
-        yield text.replace("\n", "\n      ").encode("utf-8", "replace")
-        return
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    yield b'"'
-    for piece in slices(value, FOLD) if isinstance(value, bytes) else job.slices(value, value.length, FOLD):
-        yield json.dumps(decoder.decode(piece), ensure_ascii=False)[1:-1].encode("utf-8")
-    yield decoder.decode(b"", True).encode("utf-8") + b'"'
-
-
-def slices(data, size):
-    """Yield the bytes in slices, without a copy."""
-    view = memoryview(data)
-    for begin in range(0, len(data), size):
-        yield view[begin:begin + size]
-
-
 def first_line(script):
     """Return the script's first line that is neither empty nor a comment, as text; of a long one the beginning."""
     lines = [line.strip() for line in script[:4096].split(b"\n")]
     return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
 
 
-VIEW = collections.OrderedDict([      # a job's fields in JSON, in this order
-    ("href", lambda job: job.href),
-    ("id", lambda job: job.id),
-    ("out", lambda job: kept_text(job, OUT)),
-    ("err", lambda job: kept_text(job, ERR)),
-    ("exit", lambda job: job.exit),
-    ("state", lambda job: job.state),
-    ("start", lambda job: go_time(job.started)),
-    ("complete", lambda job: go_time(job.completed)),
-    ("create", lambda job: go_time(job.created)),
-    ("exit_code", lambda job: job.exit_code),
-    ("timed_out", lambda job: job.timed_out),
-    ("held", lambda job: job.held),
-    ("dropped", lambda job: job.output.start),
-    ("pid", lambda job: job.pid),
-    ("label", lambda job: job.options.label),
-    ("args", lambda job: [readable(arg) for arg in job.options.args]),
-    ("cwd", lambda job: readable(job.options.cwd or working_directory())),
-    ("timeout", lambda job: job.options.timeout),
-    ("tty", lambda job: job.options.tty and collections.OrderedDict(zip(Terminal._fields, job.options.tty))),
-    ("script", lambda job: readable(job.script) if len(job.script) <= FOLD else job.script),
-    ("line", lambda job: first_line(job.script)),
-    ("out_bytes", lambda job: job.output.streams[OUT].end),
-    ("err_bytes", lambda job: job.output.streams[ERR].end),
-    ("duration", lambda job: round(job.duration, 6)),
-])
-ALWAYS = ("href", "id", "state")
-DEFAULT_FIELDS = ("href", "id", "out", "err", "exit", "state", "start", "complete", "create")
+class Text:
+    """A large value of a field, which is made as it is sent: `pieces` yields its bytes."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def decode(self):
+        """Yield it as text, a piece at a time; U+FFFD for what is not UTF-8."""
+        import codecs
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in self.pieces:
+            yield decoder.decode(piece)
+        yield decoder.decode(b"", True)
+
+
+def slices(data):
+    """Yield the bytes in slices, without a copy."""
+    view = memoryview(data)
+    for begin in range(0, len(data), SLICE):
+        yield view[begin:begin + SLICE]
+
+
+def kept_pieces(output, which, offset, end):
+    """Yield the bytes of an output from an offset to another; ClientGone if some are dropped meanwhile."""
+    while offset < end:
+        if offset < output.start[which]:
+            raise ClientGone()      # so that the connection breaks before the end that was announced
+        data = output.read(which, offset, min(end - offset, SLICE))
+        offset += len(data)
+        yield data
+
+
+def kept_text(output, which):
+    """Return what is kept of a stream as text, or if that is large as a Text."""
+    start, end = output.start[which], output.end[which]
+    if start == end:
+        return ""
+    pieces = kept_pieces(output, which, start, end)
+    return readable(b"".join(pieces)) if end - start <= SLICE else Text(pieces)
+
+
+VIEW = {      # a job's fields in JSON, in this order
+    "href": lambda job: job.href,
+    "id": lambda job: job.id,
+    "out": lambda job: kept_text(job.output, OUT),
+    "err": lambda job: kept_text(job.output, ERR),
+    "exit": lambda job: job.exit,
+    "state": lambda job: job.state,
+    "start": lambda job: go_time(job.started),
+    "complete": lambda job: go_time(job.completed),
+    "create": lambda job: go_time(job.created),
+    "held": lambda job: job.held,
+    "timed_out": lambda job: job.timed_out,
+    "dropped": lambda job: job.output.start[LOG],
+    "exit_code": lambda job: job.exit_code,
+    "pid": lambda job: job.pid,
+    "label": lambda job: job.options.label,
+    "args": lambda job: [readable(arg) for arg in job.options.args],
+    "cwd": lambda job: readable(job.options.cwd or working_directory()),
+    "timeout": lambda job: job.options.timeout,
+    "tty": lambda job: job.options.tty and dict(zip(("rows", "cols"), job.options.tty)),
+    "script": lambda job: readable(job.script) if len(job.script) <= SLICE else Text(slices(job.script)),
+    "line": lambda job: first_line(job.script),
+    "out_bytes": lambda job: job.output.end[OUT],
+    "err_bytes": lambda job: job.output.end[ERR],
+    "duration": lambda job: round(job.duration, 6),
+}
+ALWAYS = frozenset("href id exit state held timed_out dropped".split())
 LEFT_OUT_WHEN_EMPTY = frozenset("out err exit".split())
+SHOWN_WHEN_ASKED = frozenset("held timed_out dropped".split())      # or when they are not false or 0
+DEFAULT_FIELDS = tuple("href id out err exit state start complete create".split())
+TEXT_FIELDS = tuple("id state exit duration label line".split())
+
+
+@functools.lru_cache(maxsize=64)
+def shown(fields):
+    """Return (name, view, whether to leave it out when it is empty) of what is to be shown of a job."""
+    return [(name, view, name in LEFT_OUT_WHEN_EMPTY or name in SHOWN_WHEN_ASKED and name not in fields)
+            for name, view in VIEW.items() if name in fields or name in ALWAYS]
+
+
+def value_json(value):
+    """Yield a value as it stands in the JSON of a job."""
+    import json
+    if isinstance(value, Text):
+        yield b'"'
+        for text in value.decode():
+            yield json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "replace")
+        yield b'"'
+    else:
+        yield json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ").encode("utf-8", "replace")
 
 
 def jobs_json(jobs, fields):
-    """Yield the jobs as JSON, in pieces of bytes."""
-    lead = b'{\n  "jobs": ['
+    """Yield the jobs as JSON, in pieces of bytes: the `fields`, and those that are always shown."""
+    import json
+    encode, lead = json.encoder.encode_basestring, '{\n  "jobs": [\n    {'
     for job in jobs:
-        yield lead + b"\n    "
-        yield from job.view(fields)
-        lead = b","
-    yield b"\n  ]\n}\n" if lead == b"," else lead + b"]\n}\n"
+        text = lead
+        for name, view, may_be_left_out in shown(fields):
+            value = view(job)
+            if not value and may_be_left_out:
+                continue
+            text += '\n      "%s": ' % name
+            if type(value) is str:      # most are; JSONEncoder takes twice the time
+                text += encode(value) + ","
+            elif type(value) is int:
+                text += "%d," % value
+            else:
+                yield text.encode("utf-8", "replace")
+                yield from value_json(value)
+                text = ","
+        yield text[:-1].encode("utf-8", "replace")      # without the last comma
+        lead = "\n    },\n    {"
+    yield b"\n    }\n  ]\n}\n" if jobs else b'{\n  "jobs": []\n}\n'
+
+
+ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n"})
+
+
+def jobs_text(jobs, fields):
+    """Yield the jobs as lines of values separated by tabs, in pieces of bytes."""
+    import json
+    for job in jobs:
+        for index, name in enumerate(fields):
+            value = VIEW[name](job)
+            if not isinstance(value, (str, Text)):
+                value = "" if value is None else json.dumps(value, ensure_ascii=False)
+            for text in value.decode() if isinstance(value, Text) else (value,):
+                yield text.translate(ESCAPES).encode("utf-8", "replace")
+            yield b"\t" if index < len(fields) - 1 else b"\n"
 
 
 class JobStore:
     """The jobs, by id.  Ids count from 0 and are never used again.
 
-    `lock` guards the map, the next id and the order in which jobs became complete; it is never held
-    while waiting for anything.
+    `keep` complete jobs are kept at most, 0 is all; all scripts together may have `max_scripts` bytes.
     """
 
     def __init__(self, keep, max_scripts):
-        self.keep = keep                    # complete jobs, at most; 0: all
-        self.max_scripts = max_scripts      # bytes, of all scripts together
-        self.lock = threading.Lock()
+        self.keep, self.max_scripts, self._script_bytes, self._next_id = keep, max_scripts, 0, 0
         self._jobs = collections.OrderedDict()
-        self._retired = collections.OrderedDict()
-        self._next_id = 0
-        self._script_bytes = 0
+        self._complete = collections.OrderedDict()      # those, in the order of their ends
 
     def add(self, job):
         """Give the job its id and keep it."""
-        with self.lock:
-            if self._script_bytes + len(job.script) > self.max_scripts:
-                raise InsufficientStorage(
-                    "the scripts of the jobs held take %d bytes, and may take %d: delete complete jobs, as by DELETE "
-                    "/jobs?state=complete" % (self._script_bytes, self.max_scripts))
-            self._script_bytes += len(job.script)
-            job.id = self._next_id
-            self._next_id += 1
-            self._jobs[job.id] = job
+        if self._script_bytes + len(job.script) > self.max_scripts:
+            raise Error("insufficient storage", (
+                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE "
+                "/jobs?state=complete" % (self._script_bytes, self.max_scripts)))
+        self._script_bytes += len(job.script)
+        job.id = self._next_id
+        self._next_id += 1
+        self._jobs[job.id] = job
+
+    def __contains__(self, job):
+        return job.id in self._jobs
 
     def get(self, number):
         """Return the job, or None."""
-        with self.lock:
-            return self._jobs.get(number)
+        return self._jobs.get(number)
 
-    def remove(self, number):
-        """Return the job that is no longer in the map, or None."""
-        with self.lock:
-            return self._remove(number)
-
-    def _remove(self, number):
-        job = self._jobs.pop(number, None)
-        if job:
-            self._retired.pop(number, None)
+    def remove(self, job):
+        """Forget the job, if it is there."""
+        if self._jobs.pop(job.id, None):
+            self._complete.pop(job.id, None)
             self._script_bytes -= len(job.script)
-        return job
 
     def retire(self, job):
         """Note that the job is complete; forget and return those beyond `keep`, the oldest first."""
-        with self.lock:
-            if job.id in self._jobs:
-                self._retired[job.id] = None
-            surplus = len(self._retired) - self.keep if self.keep else 0
-            return [self._remove(next(iter(self._retired))) for _ in range(surplus)]
+        if job in self:
+            self._complete[job.id] = job
+        forgotten = []
+        while self.keep and len(self._complete) > self.keep:
+            forgotten.append(next(iter(self._complete.values())))
+            self.remove(forgotten[-1])
+        return forgotten
 
     def select(self, state=None, label=None, last=None):
         """Return the jobs in that state and with that label, in order of id: the `last` of them; None is any or all."""
-        with self.lock:
-            jobs = list(self._jobs.values())
-        jobs = [job for job in jobs
-                if (state is None or job.state == state) and (label is None or job.options.label == label)]
-        return jobs if last is None else jobs[max(0, len(jobs) - last):]
+        newest_first = (job for job in reversed(self._jobs.values())
+                        if (state is None or job.state == state) and (label is None or job.options.label == label))
+        return list(itertools.islice(newest_first, last))[::-1]
 
 
-# ---------------------------------------------------------------------------------------------- script
+# --------------------------------------------------------------------------------------------- scripts
+
+SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts.h, BINPRM_BUF_SIZE)
+
 
 def parse_shebang(script):
     """Return (interpreter, argument or None) as the kernel would read them from the first 256 bytes.
 
-    The rules are those of Linux's fs/binfmt_script.c: one argument, blanks around it cut, no newline
-    needed at the end of the file.  OSError ENOEXEC or EACCES for what the kernel would not take.
+    The rules are those of Linux's fs/binfmt_script.c: one argument, blanks around it cut, no newline needed at the
+    end of the file.  OSError ENOEXEC or EACCES for what the kernel would not take.
     """
     head = script[:SHEBANG_SIZE].ljust(SHEBANG_SIZE, b"\0")
     end = head.find(b"\n")
     if end < 0:
         end = SHEBANG_SIZE - 1
         if not re.search(b"[ \t\0]", head[2:].lstrip(b" \t")):     # the name may be cut: not to be run
-            raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
+            raise os_error(errno.ENOEXEC)
     line = head[2:end].strip(b" \t")
     if not line:
-        raise OSError(errno.ENOEXEC, os.strerror(errno.ENOEXEC))
+        raise os_error(errno.ENOEXEC)
     name, blanks, argument = re.match(b"([^ \t\0]*)([ \t]*)([^\0]*)", line).groups()
     if not name:
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        raise os_error(errno.EACCES)
     return name, argument if blanks else None
 
 
-def explain_shebang(script):
-    """Return what is probably wrong with a first line that could not be run, or b""."""
-    line, newline, _ = script.partition(b"\n")
-    if line.endswith(b"\r"):
-        return (b"rtot: the first line ends in a carriage return (CR), which the kernel takes as part of it: "
-                b"send the script with Unix line ends, as by sed 's/\\r$//'\n")
-    if script.startswith(b"#!") and not newline:
+def os_error(number):
+    return OSError(number, os.strerror(number))
+
+
+def explain_failure(script, code):
+    """Return what is probably wrong with a script that ended with that exit code, to be told in its errors; or b""."""
+    first, newline, _ = script.partition(b"\n")
+    if code and (first.endswith(b"\r") or b"\r\n" in script):
+        return (b"rtot: lines of the script end in a carriage return (CR), which is a part of them on Unix: "
+                b"send it with Unix line ends, as by sed 's/\\r$//'\n")
+    if code in (126, 127) and script.startswith(b"#!") and not newline:
         return (b"rtot: the script is a single #! line: curl -d @file takes the newlines out of a file, "
                 b"--data-binary @file does not\n")
     return b""
 
 
-class Script:
-    """A script where its interpreter can open it: at `path`, which is open as `fd` if it has no name."""
-
-    __slots__ = ("path", "fd")
-
-    def __init__(self, path, fd=None):
-        self.path, self.fd = path, fd
-
-    def is_lost(self):
-        """Has somebody cleaned the temporary directory?"""
-        return self.fd is None and not os.path.exists(self.path)
-
-    def close(self):
-        """Take it away; nothing happens if somebody else has, or the directory can't be written any more."""
-        try:
-            os.unlink(self.path) if self.fd is None else os.close(self.fd)
-        except OSError:
-            pass
-
-
 class Workspace:
     """The server's directory of scripts: 0700, locked by flock(2) while the server lives, gone after it.
 
-    One whose server was killed is not locked any more, and the next server sweeps it.  Where no
-    directory can be written, scripts are in memory (memfd_create(2), Python 3.8+).
+    One whose server was killed is not locked any more, and the next server sweeps it.
     """
 
-    PREFIX = "rtot-"
+    PREFIX, FALLBACK = "rtot-", "/dev/shm"      # where a host that is mounted read-only may still be written
 
     def __init__(self):
-        self._lock = threading.Lock()       # guards the making of the directory
-        self._directory = self._fd = None
-        self._names = 0
+        self._directory, self._fd, self._names = None, None, itertools.count(1)
 
     def sweep(self):
         """Remove the directories of servers that were killed."""
-        try:
-            import fcntl
-            import tempfile
-            with os.scandir(tempfile.gettempdir()) as entries:
-                found = [entry.path for entry in entries
-                         if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
-        except (OSError, ImportError):      # no temporary directory, or no descriptor: nothing to sweep
-            return
+        import fcntl
+        found, directory = [], os.environ.get("TMPDIR") or "/tmp"       # tempfile knows more, but takes 0.6 MB
+        for place in {directory if os.path.isdir(directory) else "/tmp", self.FALLBACK}:
+            try:
+                with os.scandir(place) as entries:
+                    found += [entry.path for entry in entries
+                              if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
+            except OSError:                 # there is none, or no descriptor
+                pass
         for path in found:
+            fd = None
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            except OSError:                 # gone meanwhile
-                continue
-            try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for name in os.listdir(path):
                     os.unlink(os.path.join(path, name))
                 os.rmdir(path)
-            except OSError:                 # its server lives, or there are no locks here
+            except OSError:                 # its server lives, or there are no locks here, or it is gone meanwhile
                 pass
             finally:
-                os.close(fd)
+                if fd is not None:
+                    os.close(fd)
 
     @staticmethod
     def _is_ours(entry):
-        """Can a server of our user have made it?  Then it is 0700, with files alone, 0600, with numbers for names."""
-        try:
+        """Can a server of our user have made it?  Then it is 0700, with files alone, which have numbers for names."""
+        def owner_and_mode(entry):
             status = entry.stat(follow_symlinks=False)
-            mode = status.st_mode & ~stat.S_ISGID       # which a directory gives to those made in it (inode(7))
-            if status.st_uid != os.geteuid() or mode != stat.S_IFDIR | 0o700:
-                return False
+            return status.st_uid, status.st_mode & ~(stat.S_ISGID | 0o100)      # rtot 1.0 made files of 0600
+        try:
             with os.scandir(entry.path) as files:
-                return all(re.fullmatch("[0-9]+", file.name, re.ASCII)
-                           and file.stat(follow_symlinks=False).st_mode == stat.S_IFREG | 0o600 for file in files)
-        except OSError:                     # gone meanwhile
+                return owner_and_mode(entry) == (os.geteuid(), stat.S_IFDIR | 0o600) and all(
+                    re.fullmatch("[0-9]+", file.name, re.ASCII) and owner_and_mode(file)[1] == stat.S_IFREG | 0o600
+                    for file in files)
+        except OSError:                     # gone meanwhile, or another's
             return False
 
     def _make(self):
-        """Make the directory and lock it; again, if a sweeper came between the two.
-
-        One that had it before us, and is gone, has removed it: _create will see.
-        """
+        """Make the directory and lock it; again, if a sweeper came between the two."""
         import fcntl
         import tempfile
-        while True:
+        try:
             path = tempfile.mkdtemp(prefix=self.PREFIX)
-            try:
-                fd = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                os.rmdir(path)
-                raise
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:             # a sweeper has it
-                os.close(fd)
-                continue
-            except OSError:                     # there are no locks here: nobody can sweep it, either
-                pass
-            self._directory, self._fd = os.fsencode(path), fd
+        except OSError:
+            path = tempfile.mkdtemp(prefix=self.PREFIX, dir=self.FALLBACK)
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            self._make()
             return
+        except OSError:
+            os.rmdir(path)
+            raise
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            self._make()
+            return
+        except OSError:                     # there are no locks here: nobody can sweep it, either
+            pass
+        self._directory, self._fd = os.fsencode(os.path.abspath(path)), fd
 
     def _create(self):
-        """Return (path, descriptor) of a new file in the directory, which is made if there is none (any more)."""
-        with self._lock:
-            while True:
-                if self._directory is None:
-                    self._make()
-                self._names += 1
-                path = b"%s/%d" % (self._directory, self._names)
-                try:
-                    return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-                except FileNotFoundError:       # a sweeper was quicker, or somebody cleaned the temporary directory
-                    os.close(self._fd)
-                    self._directory = None
+        """Return (path, descriptor) of a new file, in a directory that is made if there is none (any more)."""
+        if self._directory is None:
+            self._make()
+        path = b"%s/%d" % (self._directory, next(self._names))
+        try:        # executable, for a script that runs itself: exec flock "$0" "$0"
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
+        except FileNotFoundError:           # somebody has cleaned the temporary directory
+            os.close(self._fd)
+            self._directory = None
+            return self._create()
 
     def write(self, data):
-        """Return a Script that holds all of `data`; InsufficientStorage if that can't be."""
+        """Return the path of a file that holds all of `data`."""
         try:
             path, fd = self._create()
-        except (OSError, ImportError) as error:
-            return self._in_memory(data, error)
-        script, rest = Script(path), data
+        except OSError as error:
+            raise Error("insufficient storage", "no temporary directory can be written: %s; name one by TMPDIR"
+                        % error.strerror) from error
         try:
-            while rest:                         # write(2) may take a part
+            rest = data
+            while rest:                     # write(2) may take a part
                 rest = rest[os.write(fd, rest):]
         except OSError as error:
-            script.close()
-            raise InsufficientStorage("the script could not be written to %s: %s" % (
+            self.remove(path)
+            raise Error("insufficient storage", "the script could not be written to %s: %s" % (
                 readable(os.path.dirname(path)), error.strerror)) from error
         finally:
             os.close(fd)
-        return script
+        return path
 
-    def _in_memory(self, data, reason):
-        if not hasattr(os, "memfd_create"):
-            raise InsufficientStorage("no temporary directory can be written: %s; name one by TMPDIR"
-                                      % (getattr(reason, "strerror", None) or reason)) from reason
+    @staticmethod
+    def remove(path):
+        """Remove a script; nothing happens if somebody else has, or the directory can't be written any more."""
         try:
-            fd = os.memfd_create("rtot")
-            try:
-                with open(fd, "wb", closefd=False) as file:
-                    file.write(data)
-                os.lseek(fd, 0, os.SEEK_SET)
-            except OSError:
-                os.close(fd)
-                raise
-        except OSError as error:
-            raise InsufficientStorage("the script could not be kept in memory: %s" % error.strerror) from error
-        return Script(b"/dev/fd/%d" % fd, fd)
+            os.unlink(path)
+        except OSError:
+            pass
 
-    def remove(self):
+    def close(self):
         """Remove the directory and all in it."""
         import shutil
-        with self._lock:
-            if self._directory is not None:
-                shutil.rmtree(self._directory, ignore_errors=True)
-                os.close(self._fd)
-                self._directory = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            os.close(self._fd)
+            self._directory = None
 
 
 # ---------------------------------------------------------------------------------------------- runner
 
-class Reply:
-    """The loop's answer to a thread that asked it for something: given once, that it is done or an Error."""
+# Variables for the server, which no job gets: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
+OURS = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES",
+        b"LISTEN_PIDFDID", b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC")
 
-    __slots__ = ("_lock", "_error")
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._lock.acquire()
-        self._error = None
-
-    def give(self, error=None):
-        self._error = error
-        self._lock.release()
-
-    def wait(self, timeout):
-        """Is it there within `timeout` seconds?"""
-        if self._lock.acquire(timeout=timeout):
-            self._lock.release()
-            return True
-        return False
-
-    def result(self):
-        if self._error:
-            raise self._error
-
-
-Timer = collections.namedtuple("Timer", "when number function process")     # s of the monotonic clock
+# Can it be seen that a child has exited, without reaping it?  Not on macOS before Python 3.13, nor with PyPy.
+HAS_WAITID = all(hasattr(os, name) for name in (
+    "waitid", "P_PID", "P_ALL", "WEXITED", "WNOHANG", "WNOWAIT", "CLD_EXITED", "CLD_DUMPED"))
 
 
 class Process:
-    """What the loop knows of a job's processes, one session, until nobody will signal them any more.
+    """The processes of a job, which are one session, from the spawn until nobody signals them any more.
 
-    `pipes`: the stream that each descriptor carries; `input`: the descriptor of standard input, or None;
-    `feeds`: what is to be written there, as [memoryview, Reply]; `last`: the last byte of all that;
-    `ended`: how the script ended, as (text, code), from when on its leader is a zombie that pins the number
-    of the group; `killing`: the timer of a SIGKILL to come; `printed`: the end of the output, at most, that
-    the script itself may have left in its pipes; `paused`: why its output is not read for a moment, see
-    _hold_back; `forgotten`: it is thrown away; `wide`: those of the pipes that hold more; `crowd`: the
-    timer of telling those who follow.
+    `pipes`: the stream of each descriptor that is read, `wide` those of them that were made to hold more.
+    `input`: the descriptor of standard input, None when closed; `terminal`: our side of a terminal, or None.
+    `ended`: how the script ended, as (text, code).  From then on its leader is a zombie, which pins the number of the
+    session until it is `reaped`; `ending` tasks still have a signal to send.
+    `paused`: its output is not read for a moment; `feeding`: somebody writes to its input; `line`: the bytes so far of
+    a line of a terminal.  `changed` is notified of all this.
     """
 
-    __slots__ = ("job", "pid", "pipes", "input", "feeds", "last", "eof", "terminal", "script", "ended", "killing",
-                 "timers", "printed", "paused", "forgotten", "wide", "crowd")
+    __slots__ = ("job", "pid", "pipes", "wide", "input", "terminal", "ended", "reaped", "ending", "paused", "changed",
+                 "feeding", "line")
 
-    def __init__(self, job, script):
-        self.job, self.script = job, script
-        self.pid = self.input = self.terminal = self.ended = self.killing = None
-        self.pipes, self.feeds, self.timers, self.wide = {}, collections.deque(), [], set()
-        self.eof = self.forgotten = False
-        self.last = b"\n"
-        self.crowd = self.paused = self.printed = None
+    def __init__(self, job, loop):
+        self.job, self.pid, self.ended = job, None, None
+        self.pipes, self.wide, self.input, self.terminal = {}, set(), None, None
+        self.reaped = self.paused = self.feeding = False
+        self.ending, self.line, self.changed = 0, b"", Condition(loop)
 
 
-def living_sessions():
-    """Return by session the process groups that have a member that lives, from proc_pid_stat(5).
-
-    None where that can't be told: no /proc, or that of other processes (pid_namespaces(7)), or no descriptor.
-    A group's zombie leader still takes signals, so kill(2) can't tell.
-    """
-    sessions = {}
+def read_stat(pid):
+    """Return (session, process group) of a process that lives, from proc_pid_stat(5), or (None, None)."""
     try:
-        if os.readlink("/proc/self") != str(os.getpid()):
-            return None
-        for number in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open("/proc/%s/stat" % number, "rb") as file:
-                    fields = file.read().rpartition(b")")[2].split()
-            except (FileNotFoundError, ProcessLookupError, PermissionError):     # gone meanwhile, or not for us to end
-                continue
-            if fields[0] not in b"ZX" or int(fields[17]) > 1:       # a zombie may have threads that live
-                sessions.setdefault(int(fields[3]), set()).add(int(fields[2]))
-    except OSError:
-        return None
-    return sessions
+        with open("/proc/%d/stat" % pid, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):        # gone, or not for us to see
+        return None, None
+    lives = fields[0] not in b"ZX" or int(fields[17]) > 1       # a zombie may have threads that live
+    return (int(fields[3]), int(fields[2])) if lives else (None, None)
 
 
-def give_memory_back():
-    """Let malloc hand its free pages to the host: without it, 350 MiB of output stayed resident after their jobs.
+class Sessions:
+    """Who lives in each session: /proc is read in steps, and once for all who ask meanwhile."""
 
-    malloc_trim(3) is the C library's of GNU; others give back by themselves, or can't.
-    """
+    def __init__(self, loop):
+        self.loop, self._read = loop, Condition(loop)
+        self._begun, self._finished, self._found = 0, 0, None
+
+    async def members(self, session):
+        """Return the process group of each living member by pid, as of now or later; None where that can't be told.
+
+        That is without /proc, or with that of other processes (pid_namespaces(7)), or without a descriptor.
+        """
+        wanted = self._begun + 1
+        while self._finished < wanted:
+            if self._begun == self._finished:
+                self._begun += 1
+                self.loop.spawn(self._read_all())
+            await self._read.wait_for(lambda current=self._begun: self._finished >= current)
+        return None if self._found is None else self._found.get(session, {})
+
+    async def _read_all(self):
+        found, until = {}, time.monotonic() + STEP
+        try:
+            if os.readlink("/proc/self") != str(os.getpid()):
+                raise FileNotFoundError
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+                session, group = read_stat(pid)
+                found.setdefault(session, {})[pid] = group
+                if time.monotonic() > until:
+                    await self.loop.turn()
+                    until = time.monotonic() + STEP
+        except OSError:
+            found = None
+        finally:
+            self._found, self._finished = found, self._begun
+            self._read.notify_all()
+
+
+def may_signal(pid):
+    """May we signal it?  Not what runs as another user, as by sudo."""
     try:
-        import ctypes
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, ImportError, OSError, MemoryError):     # another libc; no ctypes; nothing to import it with
+        os.kill(pid, 0)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
         pass
+    return True
 
 
-@functools.lru_cache(maxsize=1)
-def map_large_blocks():
-    """Let malloc map what is large, so that it goes back when it is freed: mallopt(3).
-
-    From the first that is freed it learns to keep them: 16 MiB at the top of each thread's arena, where malloc_trim(3)
-    does not look; 20 scripts of 8 MiB left 170 MiB so.
-    """
-    try:
-        import ctypes
-        for option, size in ((M_MMAP_THRESHOLD, MIB), (M_TRIM_THRESHOLD, 2 * MIB)):
-            ctypes.CDLL(None).mallopt(option, size)
-    except (AttributeError, ImportError, OSError, MemoryError):     # as above
-        pass
-
-
-def no_action(number, frame):
-    """Handle a signal by doing nothing: unlike SIG_IGN, a child does not inherit that (execve(2))."""
-
-
-def hung_up(descriptor, seconds=0):
-    """Is the other side of a terminal or a connection closed, or will it be within `seconds`?"""
-    poll = select.poll()
-    poll.register(descriptor, 0)        # POLLHUP comes unasked: poll(2)
-    return bool(poll.poll(int(seconds * 1000)))
+def signal_group(group, *numbers):
+    for number in numbers:
+        try:
+            os.killpg(group, number)
+        except (ProcessLookupError, PermissionError):      # it has just ended; all of it is another user's
+            pass
 
 
 def set_size(terminal, rows, cols):
-    """Tell a terminal its size, and who runs in its foreground by SIGWINCH: TIOCSWINSZ of ioctl_tty(2)."""
+    """Tell a terminal its size, and its foreground by SIGWINCH: TIOCSWINSZ of ioctl_tty(2)."""
     import fcntl
     import struct
     import termios
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
 
 
-class Runner:
-    """The one loop that owns every process.  It runs in the main thread.
+def open_null():
+    """Return a descriptor from which nothing can be read: of /dev/null, or where that is missing, of a pipe."""
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
 
-    Other threads hand it a request: `submit` `kill` `feed` `resize` `forget` `stop`.  Everything else is
-    the loop's own.  A job waits as `new` while `parallel` others are not complete.
+
+class Spawner:
+    """Starts a process as the leader of a session of its own, with the environment and limits that jobs get.
+
+    `descriptors` are those that we may have; `nofile` is the (soft, hard) limit that jobs get, None for ours.
     """
 
-    def __init__(self, store, parallel, max_total, descriptors=256, nofile=None, workspace=None):
-        """`descriptors` are those that we may have; `nofile` is the limit that jobs get, if not ours.
-
-        `workspace` is where scripts are written again that were lost while they waited.
-        """
-        self._descriptors, self._nofile, self._workspace = descriptors, nofile, workspace
-        self.store, self.parallel, self.max_total = store, parallel, max_total
-        self.stopping, self._stop_by = False, 0.0
-        self._calls = collections.deque()           # (function, arguments): append and popleft are atomic
-        # A pipe holds 65,536 wakes; a socket pair held 278 (each byte an skb) and lost SIGCHLDs when full.
-        self._wake_in, self._wake_out = os.pipe()
-        for end in (self._wake_in, self._wake_out):
-            os.set_blocking(end, False)
-        self._awake = False                         # a wake is under way for the calls
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wake_in, selectors.EVENT_READ, (self._woken, None))
-        self._timers, self._timer_count = [], 0     # in order; by number, where they are for the same time
-        self._waiting = collections.deque()         # (job, Script), first come first served
-        self._active = 0                            # processes of jobs that are not complete
-        self._processes = {}                        # by job id
-        self._by_pid = {}
-        self._silent, self._reaping = set(), None   # whose output has ended; the timer that asks for all who ended
-        self._looked, self._sessions = False, None  # living_sessions() of this turn of the loop, once it was asked
-        self._pinned, self._looking = set(), None   # who only waits for a SIGKILL; the timer that looks at them
-        self._untold = collections.deque()   # of which those who wait are to be told, when nothing else is to be
-                                                    # done: one who wakes before contends for the interpreter
-        self._kept = collections.OrderedDict()      # bytes kept of each job, in order of their last output
-        self._total = 0
-        self._freed, self._trimming = 0, None   # bytes forgotten since malloc gave back; the timer of that
-        # Python 3.8: 0.06 ms.  Popen takes 0.13 ms, and before 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
-        self._can_spawn = hasattr(os, "posix_spawn")
-        self._null = os.open(os.devnull, os.O_RDWR)
+    def __init__(self, descriptors, nofile):
+        self.descriptors, self.nofile = descriptors, nofile
         self._environ = {name: value for name, value in os.environb.items()
-                         if name and b"=" not in name and name not in OUR_OWN}      # posix_spawn takes no such name
+                         if name and b"=" not in name and name not in OURS}     # posix_spawn takes no such name
+        self._environ[b"PWD"] = working_directory() or b"/"
+        # 0.06 ms; Popen takes 0.13 ms, and before Python 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
+        self._can_spawn = hasattr(os, "posix_spawn")
+        self._home = os.open(".", os.O_PATH) if hasattr(os, "O_PATH") else None     # to come back from another
 
-    # Any thread calls these.
+    def start(self, executable, argv, ends, options):
+        """Start it with `ends` as its descriptors 0 to 2; return its pid.
 
-    def submit(self, job, script):
-        """Run the job, when its turn comes, from the Script, which is the loop's from here on."""
-        self._call(self._submit, job, script)
-
-    def kill(self, job, signum, grace):
-        """Send `signum` to all processes of the job, and SIGKILL `grace` seconds later if that is not None."""
-        self._ask(self._kill, job, signum, grace)
-
-    def feed(self, job, data, eof):
-        """Have `data` written to the job's standard input, which is closed after it if `eof`; a Reply."""
-        reply = Reply()
-        self._call(self._feed, job, memoryview(data), eof, reply)
-        return reply
-
-    def withdraw(self, job, reply):
-        """Write nothing more of what was to be answered by `reply`: who sent it is gone."""
-        self._call(self._withdraw, job, reply)
-
-    def resize(self, job, terminal):
-        """Give the job's terminal another size."""
-        self._ask(self._resize, job, terminal)
-
-    def forget(self, jobs):
-        """Stop those of the jobs that are not complete, and keep the output of none."""
-        self._call(self._forget, jobs)
-
-    def relieve(self):
-        """Hold less output: memory is wanting."""
-        try:
-            self._call(self._relieve)
-        except MemoryError:         # even for that: who meets it next asks again
-            pass
-
-    def stop(self):
-        """End all jobs, then the loop; at once, if asked a second time."""
-        self._call(self._stop)
-
-    def _ask(self, function, *args):
-        reply = Reply()
-
-        def answer():
-            try:
-                function(*args)
-            except Exception as error:      # whoever asked has it raised
-                reply.give(error)
-            else:
-                reply.give()
-        self._call(answer)
-        reply.wait(-1)
-        reply.result()
-
-    def _call(self, function, *args):
-        self._calls.append((function, args))
-        if not self._awake:
-            self._awake = True
-            os.write(self._wake_out, b"\0")
-
-    # From here on the loop alone.
-
-    def catch_signals(self, ends_us):
-        """Stop at one of the signals `ends_us`, and see SIGCHLD; before there can be a job.
-
-        The selector sees a signal as a byte on the wakeup descriptor, which Python's handler writes.
+        OSError if that can't be, whose filename is options.cwd if that is why.
         """
-        signal.set_wakeup_fd(self._wake_out)
-        signal.signal(signal.SIGCHLD, no_action)
-        for number in ends_us:
-            signal.signal(number, lambda number, frame: self.stop())
-
-    def run(self):
-        """Run jobs until stopped."""
-        try:
-            while not self._finished():
-                timeout = self._timers[0].when - time.monotonic() if self._timers else LONGEST_WAIT
-                events = self._selector.select(min(max(timeout, 0), LONGEST_WAIT))
-                self._looked = False
-                for key, _ in events:
-                    function, process = key.data
-                    self._try(function, *((process, key.fd) if process else ()))
-                self._try(self._run_timers)
-                self._try(self._tell_ends)
-        finally:
-            for process in self._processes.values():
-                self._signal(process, signal.SIGKILL)
-            signal.set_wakeup_fd(-1)
-
-    def _try(self, function, *args):
-        try:
-            function(*args)
-        except MemoryError:
-            try:
-                self._relieve()
-                self.after(REAP_AFTER, self._reap_any)      # what it may have been about to look at
-                self.after(REAP_AFTER, self._run_calls)
-            except MemoryError:     # even for that: the next event tries again
-                pass
-
-    def _relieve(self):
-        """What is held now is too much for this host."""
-        self._shed(self._total * 3 // 4)
-        give_memory_back()
-
-    def _finished(self):
-        # It does not wait for ever: what sleeps uninterruptibly, or runs as another user, may not end.
-        return self.stopping and not self._calls and (not self._processes or time.monotonic() > self._stop_by)
-
-    def _woken(self):
-        numbers = os.read(self._wake_in, READ_SIZE)
-        self._awake = False         # before the calls are looked at: one that comes now wakes again
-        if signal.SIGCHLD in numbers:
-            self._reap()
-        self._run_calls()
-
-    def _run_calls(self):
-        while self._calls:
-            function, args = self._calls.popleft()
-            function(*args)
-
-    def after(self, delay, function, process=None):
-        """Call function(process), or function(), in `delay` seconds; return the Timer."""
-        self._timer_count += 1
-        timer = Timer(time.monotonic() + delay, self._timer_count, function, process)
-        bisect.insort(self._timers, timer)      # a list: 10,000 of them move in 2 us
-        if process:
-            process.timers.append(timer)
-        return timer
-
-    def _cancel_timer(self, timer):
-        del self._timers[bisect.bisect_left(self._timers, timer)]
-        if timer.process:
-            timer.process.timers.remove(timer)
-
-    def _run_timers(self):
-        now = time.monotonic()
-        while self._timers and self._timers[0].when <= now:
-            timer = self._timers[0]
-            self._cancel_timer(timer)
-            try:
-                timer.function(timer.process) if timer.process else timer.function()
-            except MemoryError:         # again, then: a SIGKILL to come may hang on it
-                self.after(REAP_AFTER, timer.function, timer.process)
-                raise
-
-    def _tell_ends(self):
-        while self._untold:
-            self._untold[0].tell_end()      # for want of memory again
-            self._untold.popleft()
-
-    # Starting.
-
-    def _submit(self, job, script):
-        if self.stopping or job.is_complete():      # deleted already
-            self._cancel(job, script)
-            return
-        self._waiting.append((job, script))
-        self._launch()
-
-    def _cancel(self, job, script):
-        script.close()
-        if not job.is_complete():
-            self._complete(job, CANCELED, 126)
-
-    def _launch(self):
-        """Start those whose turn it is."""
-        while self._waiting and (not self.parallel or self._active < self.parallel):
-            job, script = self._waiting.popleft()
-            process = Process(job, script)
-            try:
-                if self._workspace and script.is_lost():
-                    process.script = self._workspace.write(job.script)
-                self._spawn(process)
-            except OSError as error:
-                self._not_started(process, error)
-            except InsufficientStorage:
-                self._not_started(process, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-            except MemoryError:
-                self._not_started(process, OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)))
-            except ImportError:             # no descriptor to open a module with
-                self._not_started(process, OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
-            except ValueError:              # what posix_spawn refuses by itself: no script may end the loop
-                self._not_started(process, OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
-
-    def _spawn(self, process):
-        """Start the job's script as the leader of a session of its own."""
-        job, opened = process.job, []
-        executable, argv = self._command(process)
-        try:
-            ends, mine = self._open_ends(job.options, opened)
-            for name, stream in (("out", OUT), ("err", ERR)):
-                if name in mine:
-                    self._watch(process, mine[name])
-                    process.pipes[mine[name]] = stream
-            process.pid = self._start(argv, executable, ends, process)
-        except BaseException:           # nothing stays of what does not run; _launch says why
-            for fd in process.pipes:
-                self._unwatch(fd)
-            process.pipes.clear()
-            for fd in opened:
-                os.close(fd)
-            raise
-        for fd in set(opened) - set(mine.values()):
-            os.close(fd)
-        process.terminal = mine.get("terminal")
-        self._processes[job.id] = self._by_pid[process.pid] = process
-        self._active += 1
-        process.input = mine.get("input")
-        job.run(process.pid)
-        if job.options.timeout is not None:
-            self.after(job.options.timeout, self._time_out, process)
-
-    def _command(self, process):
-        """Return (executable, argv): [interpreter, argument, script, ...], so that the script itself is not executed.
-
-        It works where the directory is mounted noexec, and it can't meet ETXTBSY: 28 to 81 of 1600 scripts
-        that were written and executed while other threads forked did.
-        """
-        interpreter, argument = parse_shebang(process.job.script)
-        executable = interpreter if b"/" in interpreter else b"./" + interpreter    # no search of PATH
-        argv = [interpreter] + ([argument] if argument is not None else []) + [process.script.path]
-        return executable, argv + list(process.job.options.args)
-
-    def _open_ends(self, options, opened):
-        """Return (the child's descriptors 0 to 2, ours by name); all that are opened are added to `opened`."""
-        def pipe():
-            pair = os.pipe()
-            opened.extend(pair)
-            return pair
-        if options.tty:
-            master, slave = os.openpty()
-            opened.extend((master, slave))
-            set_size(slave, *options.tty)
-            mine = {"out": master, "terminal": master, "input": os.dup(master)}
-            opened.append(mine["input"])
-            ends = (slave, slave, slave)
-        else:
-            (out, out_end), (err, err_end) = pipe(), pipe()
-            mine, ends = {"out": out, "err": err}, (self._null, out_end, err_end)
-            if options.stdin:
-                end, mine["input"] = pipe()
-                ends = (end,) + ends[1:]
-        for fd in mine.values():
-            os.set_blocking(fd, False)
-        reserved = min(RESERVED, self._descriptors // 4)    # connections need some, or nobody could delete a job
-        if max(opened) >= self._descriptors - reserved:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return ends, mine
-
-    def _start(self, argv, executable, ends, process):
-        """Start it with its environment and directory, in a session of its own; return its pid."""
-        options, environ = process.job.options, self._environ
-        if options.env or options.tty:
+        environ = self._environ
+        if options.env or options.tty or options.cwd is not None:
             environ = dict(environ)
+            if options.cwd is not None:
+                environ[b"PWD"] = os.path.join(environ[b"PWD"], options.cwd)
             if options.tty:
                 environ.setdefault(b"TERM", b"xterm")
+                for name in (b"LINES", b"COLUMNS"):         # of the terminal that we were started from
+                    environ.pop(name, None)
             environ.update(options.env)
-        if options.tty:
-            # A session leader that opens a terminal gets it as its controlling one (credentials(7)),
-            # so no preexec_fn is needed, which would make Popen fork: 77 to 91 ms with 2 GB held.
-            argv = [b"/bin/sh", b"-c", b'exec "$@" <>"$0" >&0 2>&1', os.fsencode(os.ttyname(ends[0])),
-                    executable] + argv[1:]
-            executable = argv[0]
-        memory = process.script.fd
-        if memory is not None:
-            os.set_inheritable(memory, True)
-        try:
-            return self._with_limit(ends, self._spawn_or_fork, argv, executable, ends, options.cwd, environ)
-        finally:
-            if memory is not None:
-                os.set_inheritable(memory, False)
-
-    def _with_limit(self, ends, spawn, *args):
-        """Spawn with the limit of descriptors that jobs get; return the pid.
-
-        It is ours meanwhile, too: so where we have nearly as many in use, the job gets it a moment after its start.
-        """
-        if not self._nofile:
-            return spawn(*args)
-        import resource
-        soft, hard = self._nofile
-        if max(ends) + RESERVED >= soft:
-            pid = spawn(*args)
-            self._restore_nofile(pid)
-            return pid
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        try:
-            return spawn(*args)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (self._descriptors, hard))
-
-    def _spawn_or_fork(self, argv, executable, ends, cwd, environ):
-        # Every other descriptor is close-on-exec (PEP 446; inherited ones from the start of main).
-        if self._can_spawn and cwd is None:     # it knows no directory
+        if self._can_spawn and (options.cwd is None or self._home is not None) and (LINUX or not options.tty):
             try:
-                return os.posix_spawn(executable, argv, environ, setsid=True,
-                                      file_actions=[(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(ends)],
-                                      setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))       # which Python ignores
-            except NotImplementedError:         # a libc without POSIX_SPAWN_SETSID
+                return self._spawn(executable, argv, ends, options, environ)
+            except NotImplementedError:         # a C library without POSIX_SPAWN_SETSID: glibc before 2.26
                 self._can_spawn = False
-        import subprocess
-        child = subprocess.Popen(argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2],
-                                 cwd=cwd, env=environ, close_fds=False, start_new_session=True)
-        child.returncode = 0        # the loop waits for it, not Popen
-        return child.pid
+        return self._fork(executable, argv, ends, options, environ)
 
-    def _restore_nofile(self, pid):
+    def _spawn(self, executable, argv, ends, options, environ):
+        """Start it by posix_spawn(3), which knows no directory and no limit: for a moment they are ours, too."""
+        actions = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(ends)]
+        if options.tty:     # a session leader that opens a terminal gets it as its controlling one: credentials(7)
+            actions = [(os.POSIX_SPAWN_OPEN, 0, os.ttyname(ends[0]), os.O_RDWR, 0),
+                       (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
+        late = self.nofile and max(ends) + RESERVED >= self.nofile[0]       # glibc takes no descriptor over the limit
+        if options.cwd is not None:
+            os.chdir(options.cwd)
+        try:
+            if self.nofile and not late:
+                self._limit(0, self.nofile)
+            # Python ignores these two signals; others have their defaults, or no_action.
+            pid = os.posix_spawn(executable, argv, environ, setsid=True, file_actions=actions,
+                                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        finally:
+            if self.nofile and not late:
+                self._limit(0, (self.descriptors, self.nofile[1]))
+            if options.cwd is not None:
+                os.fchdir(self._home)
+        if late:
+            self._limit(pid, self.nofile)
+        return pid
+
+    @staticmethod
+    def _limit(pid, limits):
         import resource
         try:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, self._nofile)
-        except OSError:         # it has ended, or is another user's by now
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        except (ProcessLookupError, PermissionError):       # it has just ended; it is another user's by now
             pass
 
-    def _not_started(self, process, error):
+    def _fork(self, executable, argv, ends, options, environ):
+        import fcntl
+        import resource
+        import subprocess
+        import termios
+
+        def prepare():                          # in the child
+            signal.set_wakeup_fd(-1)            # or a signal that it gets would be taken for ours
+            if self.nofile:
+                resource.setrlimit(resource.RLIMIT_NOFILE, self.nofile)
+            if options.tty:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        # Every other descriptor is close-on-exec (PEP 446); see prepare_process for inherited ones.
+        child = subprocess.Popen(argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2],
+                                 cwd=options.cwd, env=environ, close_fds=False, start_new_session=True,
+                                 preexec_fn=prepare)
+        child.returncode = 0                    # Runner waits for it, not Popen
+        return child.pid
+
+
+class Runner:
+    """Owns every process: nobody else spawns, signals or reaps.  `run` is the life of a job.
+
+    `parallel` jobs run at a time, 0 is all; the others wait as `new`.  `ended` is called with each complete job,
+    `say` with a line for the log.
+    """
+
+    def __init__(self, loop, store, workspace, spawner, total, parallel=0, ended=int, say=int):
+        self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
+        self.total, self.parallel, self.ended, self.say = total, parallel, ended, say
+        self.sessions, self.capture = Sessions(loop), Capture(loop, store, total)
+        self._waiting = collections.OrderedDict()   # the jobs without a place, first come first served
+        self._placed = set()                        # the jobs with a place
+        self._processes, self._by_pid = {}, {}      # by the id of the job; by pid
+        self._reaped = Condition(loop)
+        self._exits, self._exited = 0, Condition(loop)      # SIGCHLDs that reap() has not looked into
+        self._looked_at_all, self._look = 0.0, None         # when; the timer of the next look
+        self._freed, self._trimming = 0, None       # bytes forgotten since malloc gave back; the timer of that
+        self._null = open_null()
+
+    @property
+    def is_busy(self):
+        """Does a job run, or wait to?"""
+        return bool(self._placed or self._waiting)
+
+    # The life of a job.
+
+    def submit(self, job, script):
+        """Run a job from the file `script`, when its turn comes."""
+        self._waiting[job] = None
+        self.loop.spawn(self.run(job, script))
+
+    async def run(self, job, script):
+        """A task: the life of a job, until nothing is left to signal."""
+        process = None
+        try:
+            if not await self._take_place(job):
+                self._complete(job, CANCELED, 126)
+                return
+            try:
+                process = self._spawn(job, script)
+            except (OSError, ValueError, MemoryError, Error) as error:
+                self._not_started(job, script, error)
+                return
+            job.start(process.pid)
+            timer = job.options.timeout and self.loop.call_later(job.options.timeout, lambda: self._time_out(process))
+            await process.changed.wait_for(lambda: process.ended)
+            if timer:
+                self.loop.cancel(timer)
+            self.workspace.remove(script)
+            await self.capture.rest(process)
+            self._explain(job, process.ended[1])
+            self._complete(job, *process.ended, held=bool(process.pipes))
+            await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
+            if process.pipes:
+                await process.changed.wait_for(lambda: not process.pipes)
+                job.held = False
+            if process.ending:
+                await process.changed.wait_for(lambda: not process.ending)
+        finally:
+            if process:
+                self._bury(process)
+            self.workspace.remove(script)
+            if not job.is_complete():           # the server ends, or has a fault that the log tells
+                self._complete(job, "rtot gave it up", 126)
+
+    async def _take_place(self, job):
+        """Wait for a place; return whether the job got one, and was not deleted meanwhile."""
+        await job.changed.wait_for(lambda: job not in self._waiting or next(iter(self._waiting)) is job and (
+            not self.parallel or len(self._placed) < self.parallel))
+        wanted = job in self._waiting
+        if wanted:
+            del self._waiting[job]
+            self._placed.add(job)
+        self._call_next()
+        return wanted
+
+    def _call_next(self):
+        if self._waiting:
+            next(iter(self._waiting)).changed.notify_all()
+
+    def _complete(self, job, text, code, held=False):
+        """Complete the job, let the next start, and forget those that are too many, or this one if it was deleted."""
+        job.complete(text, code, held)
+        self._placed.discard(job)
+        self._call_next()
+        self.ended(job)
+        for each in self.store.retire(job) + ([] if job in self.store else [job]):
+            self._release(each)
+
+    def _not_started(self, job, script, error):
         """Complete a job whose script could not be started, with what Go's os/exec would say."""
-        job = process.job
-        self._explain(process)
-        process.script.close()
-        cwd = job.options.cwd
-        if cwd is not None and error.filename == cwd:
-            what = "chdir " + readable(cwd)
+        number = getattr(error, "errno", None) or (
+            errno.ENOMEM if isinstance(error, MemoryError) else
+            errno.ENOSPC if isinstance(error, Error) else errno.EINVAL)     # ValueError: what posix_spawn refuses
+        if job.options.cwd is not None and getattr(error, "filename", None) == job.options.cwd:
+            what = "chdir " + readable(job.options.cwd)
         else:
             try:
                 what = "fork/exec " + readable(parse_shebang(job.script)[0])
             except OSError:
-                what = "fork/exec " + readable(process.script.path)
-        reason = os.strerror(error.errno).lower()
-        self._complete(job, "%s: %s" % (what, reason), 127 if error.errno == errno.ENOENT else 126)
+                what = "fork/exec " + readable(script)
+        code = 127 if number == errno.ENOENT else 126
+        self._explain(job, code)
+        job.started = wall_ns()                 # when it was tried
+        self._complete(job, "%s: %s" % (what, os.strerror(number).lower()), code)
 
-    def _explain(self, process):
-        hint = explain_shebang(process.job.script)
+    def _explain(self, job, code):
+        hint = explain_failure(job.script, code)
         if hint:
-            self._captured(process, ERR, hint)
+            self.total.append(job.output, ERR, hint)
 
-    # Output.
+    def _spawn(self, job, script):
+        """Start the job's script; return its Process.
 
-    def _watch(self, process, fd):
-        """Have what comes by the descriptor read, if it is not yet."""
-        if fd not in self._selector.get_map():
-            self._selector.register(fd, selectors.EVENT_READ, (self._read, process))
+        What runs is [interpreter, argument, script, ...], not the script: so it works where the directory is mounted
+        noexec, and can't meet "text file busy", as 28 to 81 of 1600 did that were written beside forks.
+        """
+        if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
+            script = self.workspace.write(job.script)
+        interpreter, argument = parse_shebang(job.script)
+        executable = interpreter if b"/" in interpreter else b"./" + interpreter    # no search of PATH
+        argv = [interpreter] + ([argument] if argument is not None else []) + [script] + list(job.options.args)
+        process, opened = Process(job, self.loop), []
+        try:
+            ends = self._open_ends(process, job.options, opened)
+            for fd in process.pipes:
+                self.capture.watch(process, fd)
+            process.pid = self.spawner.start(executable, argv, ends, job.options)
+        except BaseException:                   # nothing stays of what does not run
+            for fd in process.pipes:
+                self.loop.unwatch(fd)
+            for fd in opened:
+                os.close(fd)
+            raise
+        for fd in set(opened) - set(process.pipes) - {process.input}:
+            os.close(fd)
+        self._processes[job.id] = self._by_pid[process.pid] = process
+        return process
 
-    def _unwatch(self, fd):
-        if fd in self._selector.get_map():
-            self._selector.unregister(fd)
+    def _open_ends(self, process, options, opened):
+        """Open pipes or a terminal; return the child's descriptors 0 to 2.  All are added to `opened`."""
+        def pipe():
+            opened.extend(os.pipe())
+            return opened[-2:]
+        if options.tty:
+            process.terminal, slave = os.openpty()
+            opened.extend((process.terminal, slave, os.dup(process.terminal)))
+            process.pipes[process.terminal], process.input = OUT, opened[-1]
+            set_size(slave, *options.tty)
+            ends = (slave, slave, slave)
+        else:
+            (out, out_end), (err, err_end) = pipe(), pipe()
+            process.pipes.update({out: OUT, err: ERR})
+            stdin, process.input = pipe() if options.stdin else (self._null, None)
+            ends = (stdin, out_end, err_end)
+        for fd in list(process.pipes) + ([] if process.input is None else [process.input]):
+            os.set_blocking(fd, False)
+        if max(opened) >= self.spawner.descriptors - min(RESERVED, self.spawner.descriptors // 4):
+            raise os_error(errno.EMFILE)        # or nobody could come in to delete a job
+        return ends
 
-    def _read(self, process, fd):
+    def _bury(self, process):
+        """Have done with a process: nobody signals it any more."""
+        self.capture.close(process)
+        close_input(self.loop, process)
+        if not process.ended:                   # the server ends without waiting any longer
+            signal_group(process.pid, signal.SIGKILL)
+        if not process.reaped:
+            os.waitpid(process.pid, 0 if process.ended else os.WNOHANG)
+        process.reaped = True
+        del self._processes[process.job.id], self._by_pid[process.pid]
+        self.capture.silent.discard(process)
+        self._reaped.notify_all()
+
+    def _release(self, job):
+        """Keep nothing of a job that was forgotten, and let malloc give that back in a moment."""
+        self._freed += len(job.script) + self.total.forget(job.output)
+        if self._freed >= TRIM_SIZE and not self._trimming:
+            self._trimming = self.loop.call_later(TRIM_AFTER, self._trim)
+
+    def _trim(self):
+        self._freed, self._trimming = 0, None
+        give_memory_back()
+
+    def process(self, job):
+        """Return the job's Process, or None before it starts, and when nothing is left of it."""
+        return self._processes.get(job.id)
+
+    # Exits.
+
+    def child_exited(self):
+        """SIGCHLD has come."""
+        self._exits += 1
+        self._exited.notify_all()
+
+    async def reap(self):
+        """A task: find out who has exited, each time when SIGCHLD has told that somebody has.
+
+        First those are asked whose output has ended: to look for any child, the kernel goes through all, 10 us with
+        1,000 that sleep.  Signals that come together are one, so all are looked at nevertheless, but once for many.
+        """
+        while True:
+            await self._exited.wait_for(lambda: self._exits)
+            self._exits = 0
+            silent = list(self.capture.silent) if len(self.capture.silent) < MANY_SILENT else ()
+            if [process for process in silent if self._has_exited(process)]:
+                self._look = self._look or self.loop.call_later(REAP_AFTER, self._look_later)
+                continue
+            while self._find_any():
+                for _ in range(2):
+                    await self.loop.turn()      # so that its job reaps it, or else it hides the others
+
+    def _look_later(self):
+        self._look = None
+        self.child_exited()
+
+    def _find_any(self):
+        """Find a child that has exited; return whether there may be another."""
+        if not HAS_WAITID:
+            self._find_all()
+            return False
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        process = info and self._by_pid.get(info.si_pid)
+        if info and not process:
+            os.waitpid(info.si_pid, 0)          # an orphan that came to us as PID 1, or as a subreaper
+        elif info and process.ended:            # a zombie that is kept hides the others
+            self._find_all()
+            return False
+        return bool(info and (not process or self._has_exited(process)))
+
+    def _find_all(self):
+        """Ask each child, but not again at once: that is 0.5 ms with 1,000."""
+        if time.monotonic() - self._looked_at_all < REAP_AFTER:
+            self._look = self._look or self.loop.call_later(REAP_AFTER, self._look_later)
+            return
+        for process in list(self._by_pid.values()):
+            self._has_exited(process)
+        self._looked_at_all = time.monotonic()
+        try:
+            with open("/proc/self/task/%d/children" % os.getpid()) as file:     # proc_pid_task(5)
+                children = set(map(int, file.read().split()))
+        except OSError:         # a kernel without it: orphans are reaped when that zombie is
+            return
+        for pid in children - set(self._by_pid):
+            os.waitpid(pid, os.WNOHANG)
+
+    def _has_exited(self, process):
+        """Has its leader exited?  Note how.  Its zombie stays, if the system allows for that."""
+        if process.ended:
+            return True
+        if HAS_WAITID:
+            info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if not info:
+                return False
+            number, killed, dumped = info.si_status, info.si_code != os.CLD_EXITED, info.si_code == os.CLD_DUMPED
+        else:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+            if not pid:
+                return False
+            process.reaped, killed = True, os.WIFSIGNALED(status)
+            number, dumped = (os.WTERMSIG(status), os.WCOREDUMP(status)) if killed else (os.WEXITSTATUS(status), False)
+        if killed:
+            process.ended = "signal: " + signal_words(number) + (" (core dumped)" if dumped else ""), 128 + number
+        else:
+            number &= 255       # BSD gives more bits
+            process.ended = "exit status %d" % number if number else "", number
+        self.capture.silent.discard(process)
+        process.changed.notify_all()
+        return True
+
+    # Signals.
+
+    async def kill(self, job, number, grace):
+        """Signal all processes of the job; SIGKILL what is left `grace` seconds later, if that is not None."""
+        process = self.process(job)
+        if process is None or process.ended and not process.pipes:
+            raise Error("conflict", "job %d %s" % (
+                job.id, "is complete: there is nothing to signal" if job.state != "new" else
+                "has not started: there is nothing to signal, but DELETE cancels it"))
+        foreign = await self.end(process, number, grace, kills=grace is not None)
+        if foreign:
+            raise Error("conflict", "process %s of job %d runs as another user, and rtot may not signal it"
+                        % (" ".join(map(str, foreign)), job.id))
+
+    async def end(self, process, number=signal.SIGTERM, grace=None, kills=True):
+        """Signal the whole session, then SIGCONT for what is stopped, and SIGKILL after the grace, GRACE by default.
+
+        Return the pids of those that may not be signalled.  That SIGKILL has a task of its own, so a later call does
+        not put it off.
+        """
+        until = time.monotonic() + (GRACE if grace is None else grace)
+        process.ending += 1             # so that the leader pins the number of the session
+        try:
+            foreign = await self._signal(process, number, *((signal.SIGCONT,) if kills else ()))
+            if kills:
+                process.ending += 1
+                self.loop.spawn(self._kill_rest(process, until))
+            return foreign
+        finally:
+            process.ending -= 1
+            process.changed.notify_all()
+
+    async def _kill_rest(self, process, until):
+        try:
+            await process.changed.wait_for(lambda: process.ended, until - time.monotonic())
+            while time.monotonic() < until and await self.sessions.members(process.pid) != {}:
+                await self.loop.sleep(min(LOOK_AFTER, until - time.monotonic()))
+            for _ in range(KILL_ROUNDS):        # who forks without a pause is not caught by one
+                foreign = await self._signal(process, signal.SIGKILL)
+                if set(await self.sessions.members(process.pid) or ()) <= set(foreign):
+                    break
+                await self.loop.sleep(LOOK_AFTER)
+        finally:
+            process.ending -= 1
+            process.changed.notify_all()
+
+    async def _signal(self, process, *numbers):
+        """Signal all groups of the session; return the pids of those that may not be signalled.
+
+        timeout(1), and a shell under set -m, put what they start into groups of their own.  The number of the leader's
+        can't be a stranger's: it lives, or is a zombie that is not reaped.  Those of others are looked up again just
+        before, since numbers come again.  Without /proc, only the leader's group is signalled.
+        """
+        if process.reaped:
+            return []
+        signal_group(process.pid, *numbers)
+        members = await self.sessions.members(process.pid) or {}
+        for group in set(members.values()) - {process.pid}:
+            if any(read_stat(pid) == (process.pid, group) for pid in members if members[pid] == group):
+                signal_group(group, *numbers)
+        return [pid for pid in members if not may_signal(pid)]
+
+    def _time_out(self, process):
+        if not self._has_exited(process):       # else it was in time
+            process.job.timed_out = True
+            self.loop.spawn(self.end(process))
+
+    def abandon(self, job):
+        """End a job as by kill, if it is not complete; from a task of its own."""
+        if job.state == "new":
+            self._waiting.pop(job, None)
+            job.changed.notify_all()
+        elif not job.is_complete():
+            self.loop.spawn(self._end(self.process(job)))
+
+    async def _end(self, process):
+        foreign = await self.end(process)
+        if foreign:
+            self.say("job %d can't be ended: process %s runs as another user" % (
+                process.job.id, " ".join(map(str, foreign))))
+
+    def forget(self, jobs):
+        """End those of the jobs that are not complete, and keep the output of none."""
+        for job in jobs:
+            self.abandon(job)
+            if job.is_complete():
+                self._release(job)
+
+    def kill_all(self):
+        """Leave nobody any grace."""
+        for process in self._processes.values():
+            self.loop.spawn(self.end(process, signal.SIGKILL, 0))
+
+    async def stop(self):
+        """End all jobs; return when nothing is left of them, or twice the grace has passed."""
+        for job in list(self._waiting):
+            self.abandon(job)
+        for process in self._processes.values():
+            self.loop.spawn(self._stop(process))
+        await self._reaped.wait_for(lambda: not self._processes and not self.is_busy, 2 * GRACE)
+
+    async def _stop(self, process):
+        await self._end(process)
+        await process.changed.wait_for(lambda: process.ended and not process.ending)
+        self.capture.drain(process)
+        self.capture.close(process)             # what is held by those who have left the session, by setsid(2)
+
+
+class Capture:
+    """Reads what processes print into the outputs of their jobs."""
+
+    def __init__(self, loop, store, total):
+        self.loop, self.store, self.total = loop, store, total
+        self.silent = set()             # the processes whose output has ended, and that have not exited
+
+    def watch(self, process, fd):
+        self.loop.watch(fd, READ, lambda events: self.read(process, fd))
+
+    def read(self, process, fd):
         """Read once; return how many bytes there were."""
-        if fd not in process.pipes:     # closed by another event of the same wake
-            return 0
-        output = process.job.output
+        job, output = process.job, process.job.output
         size = WIDE_READ_SIZE if fd in process.wide else READ_SIZE
-        if output.readers:          # of what is read at once, followers can get no more than is kept
+        if output.readers:      # of what is read at once, they can get no more than is kept
             size = min(size, output.limit)
-        if any(reader.awaited and reader.endangered(size) for reader in tuple(output.readers)):   # others add to it
-            self._hold_back(process, size)
-            if process.paused:      # and not caught up while we looked: 0 would say that the pipe is empty
+            if process.paused or self._pause(process, size):
                 return 0
         try:
             data = os.read(fd, size)
@@ -1547,477 +1723,389 @@ class Runner:
             if error.errno != errno.EIO:        # nobody has the terminal open
                 raise
             if not process.ended:               # but the script may open it again
-                self.after(LOOK_AFTER, self._look_at_terminal, process)
-                self._unwatch(fd)               # last: what comes to nothing for want of memory is seen again
+                self.loop.unwatch(fd)
+                self.loop.call_later(LOOK_AFTER, lambda: process.terminal == fd and self.watch(process, fd))
                 return 0
             data = b""
-        if data:
-            self._captured(process, process.pipes[fd], data)
-            if len(data) == READ_SIZE and fd not in process.wide:
-                self._widen(process, fd)
-        else:
+        if not data:
             self._close_pipe(process, fd)
-            if not process.pipes and not process.ended:
-                self._silent.add(process)
-            self._settle(process)
+        elif job in self.store or not job.is_complete():        # else nobody can ask for it any more
+            self.total.append(output, process.pipes[fd], data)
+            job.changed.notify_all()
+        if len(data) == READ_SIZE and fd not in process.wide:
+            self._widen(process, fd)
         return len(data)
-
-    def _look_at_terminal(self, process):
-        """Read it again, if it was not closed meanwhile.
-
-        To close it as soon as nobody has it open would send SIGHUP to a script whose output goes to a file for a while.
-        """
-        if process.terminal is not None and not process.paused:
-            self._watch(process, process.terminal)
 
     @staticmethod
     def _widen(process, fd):
         """Let the pipe of one that prints a lot hold more, so that it waits less for us."""
+        import fcntl
         process.wide.add(fd)
         try:
-            import fcntl
             fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
-        except (OSError, ImportError):      # a terminal, another system, more than its user may have; no descriptor
+        except OSError:         # a terminal, another system, more than its user may have
             pass
-
-    def _captured(self, process, stream, data):
-        """Keep what was read, and drop the output that was printed longest ago if that is too much in all."""
-        job = process.job
-        if process.forgotten:
-            return
-        grown = job.capture(stream, data)
-        self._kept[job] = self._kept.get(job, 0) + grown
-        self._kept.move_to_end(job)
-        self._total += grown
-        self._shed(self.max_total)
-        if job.is_crowded() and not process.crowd:
-            process.crowd = self.after(CROWD_PACE * len(job.output.readers), self._tell_crowd, process)
-
-    @staticmethod
-    def _tell_crowd(process):
-        process.crowd = None
-        process.job.tell_crowd()
-
-    def _shed(self, most):
-        """Drop what was printed longest ago, until `most` bytes are kept in all."""
-        while self._total > most:
-            oldest, kept = next(iter(self._kept.items()))
-            count = min(kept, self._total - most)
-            oldest.shed(count)
-            self._release_output(oldest, count)
-
-    def _release_output(self, job, count):
-        self._total -= count
-        self._kept[job] -= count
-        if not self._kept[job]:
-            del self._kept[job]
 
     def _close_pipe(self, process, fd):
         del process.pipes[fd]
-        process.wide.discard(fd)
-        self._unwatch(fd)
+        self.loop.unwatch(fd)
         os.close(fd)
         if process.terminal == fd:
             process.terminal = None
-            self._close_input(process)
+            close_input(self.loop, process)
+        if process.ended:
+            process.changed.notify_all()
+        elif not process.pipes:
+            self.silent.add(process)
 
-    def _hold_back(self, process, size):
-        """Read no more of a job for a moment: a follower that keeps up would lose what it has not read yet.
+    def close(self, process):
+        for fd in list(process.pipes):
+            self._close_pipe(process, fd)
 
-        It has to show its PACE, or the job goes on without it; so a slow one costs the job PATIENCE once.
-        """
-        if process.paused:
-            return
-        places = [(reader, reader.position) for reader in tuple(process.job.output.readers)
-                  if reader.awaited and reader.endangered(size)]
-        process.paused = places, size, time.monotonic() + PATIENCE
-        try:
-            self._look_at_followers(process)
-        except MemoryError:         # what was begun of it ends when the timer comes, if there is one
-            process.paused = None
-            raise
-
-    def _look_at_followers(self, process):
-        places, size, until = process.paused or ((), 0, 0.0)
-        late = [(reader, place) for reader, place in places if reader.endangered(size)
-                and reader in process.job.output.readers]
-        if late and time.monotonic() < until:
-            self.after(0.002, self._look_at_followers, process)
-            for fd in process.pipes:
-                self._unwatch(fd)
-            return
-        for reader, place in late:
-            if reader.position - place < PACE * PATIENCE:
-                reader.awaited = False
-        for fd in process.pipes:
-            self._watch(process, fd)
-        process.paused = None
-
-    # Input.
-
-    def _feed(self, job, data, eof, reply):
-        process = self._processes.get(job.id)
-        if process is None or process.input is None or process.eof:
-            reply.give(error=Conflict("standard input of job %d is closed" % job.id))
-            return
-        process.last = bytes(data[-1:]) or process.last
-        if eof and process.terminal is not None:
-            # VEOF (termios(3)) ends a line without a newline first, and only an empty one is the end.
-            ends = b"\x04" if process.last in b"\n\x04" else b"\x04\x04"
-            data, eof, process.last = memoryview(bytes(data) + ends), False, b"\x04"    # a terminal stays open
-        process.eof = eof
-        process.feeds.append([data, reply])
-        if len(process.feeds) == 1:
-            self._write(process, process.input)
-
-    def _write(self, process, fd):
-        """Write until the pipe is full; then again when it is not."""
-        if process.input != fd:
-            return
-        while process.feeds:
-            data, reply = process.feeds[0]
-            try:
-                process.feeds[0][0] = data = data[os.write(fd, data):] if data else data
-            except BlockingIOError:
-                if process.terminal is not None and hung_up(fd):    # nobody has it open: which may change
-                    self._unwatch(fd)
-                    self._refuse_feeds(process, "nobody has the terminal of job %d open: not all was written")
-                elif fd not in self._selector.get_map():
-                    self._selector.register(fd, selectors.EVENT_WRITE, (self._write, process))
-                return
-            except OSError:             # EPIPE: nobody reads it any more
-                self._close_input(process)
-                return
-            if not data:
-                process.feeds.popleft()
-                reply.give()
-        self._unwatch(fd)
-        if process.eof:
-            self._close_input(process)
-
-    def _withdraw(self, job, reply):
-        process = self._processes.get(job.id)
-        if not process:
-            return
-        if process.feeds and process.feeds[-1][1] is reply:
-            process.eof = False         # if it was to close it
-        process.feeds = collections.deque(feed for feed in process.feeds if feed[1] is not reply)
-
-    def _close_input(self, process):
-        if process.input is None:
-            return
-        self._unwatch(process.input)
-        os.close(process.input)
-        process.input = None
-        self._refuse_feeds(process, "job %d closed its standard input before all was written")
-
-    @staticmethod
-    def _refuse_feeds(process, why):
-        while process.feeds:
-            process.feeds.popleft()[1].give(error=Conflict(why % process.job.id))
-
-    def _resize(self, job, terminal):
-        process = self._processes.get(job.id)
-        if process is None or process.terminal is None:
-            raise Conflict("the terminal of job %d is closed" % job.id)
-        set_size(process.terminal, *terminal)
-
-    # Ending.
-
-    def _reap(self):
-        """Find out who ended: SIGCHLD tells that somebody did.  First those are asked whose output has ended.
-
-        To ask for any, the kernel goes through all: 10 us with 1,000 that sleep, and a tenth of the jobs per second.
-        Signals that come together are one, so all are asked nevertheless, but once for many.
-        """
-        asked = self._silent if len(self._silent) < MANY_SILENT else ()     # not those who live on without output
-        found = [(process, info) for process in asked for info in (self._peek(os.P_PID, process.pid),) if info]
-        for process, info in found:
-            self._exited(process, info)
-        if not found:
-            self._reap_any()
-        elif not self._reaping:
-            self._reaping = self.after(REAP_AFTER, self._reap_any)
-
-    def _reap_any(self):
-        """Ask for all who ended.  WNOWAIT leaves the zombie where it is."""
-        self._reaping = None
-        while True:
-            info = self._peek(os.P_ALL, 0)
-            process = info and self._by_pid.get(info.si_pid)
-            if not info or process and process.ended:
-                break
-            if process:
-                self._exited(process, info)
-            else:
-                os.waitpid(info.si_pid, 0)      # an orphan that came to us as PID 1, or as a subreaper
-        if info:        # a zombie that is kept stands before the others: each has to be asked
-            for pid, process in list(self._by_pid.items()):
-                info = None if process.ended else self._peek(os.P_PID, pid)
-                if info:
-                    self._exited(process, info)
-            self._reap_orphans()
-
-    def _reap_orphans(self):
-        """Reap those who came to us behind a zombie that is kept; their list is in proc_pid_task(5)."""
-        try:
-            with open("/proc/self/task/%d/children" % os.getpid()) as file:
-                children = file.read().split()
-        except OSError:         # a kernel without it: they are reaped when that zombie is
-            return
-        for pid in children:
-            if int(pid) not in self._by_pid:
-                os.waitpid(int(pid), os.WNOHANG)
-
-    @staticmethod
-    def _peek(kind, number):
-        try:
-            return os.waitid(kind, number, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return None
-
-    def _exited(self, process, info):
-        """The script has exited: take what it has printed, and wait for what its children may still print."""
-        self._silent.discard(process)
-        number = info.si_status
-        if info.si_code == os.CLD_EXITED:
-            process.ended = ("exit status %d" % number if number else "", number)
-            if number in (126, 127):
-                self._explain(process)
-        else:
-            dumped = " (core dumped)" if info.si_code == os.CLD_DUMPED else ""
-            process.ended = ("signal: " + signal_words(number) + dumped, 128 + number)
-        process.script.close()
-        process.printed = process.job.output.end + WIDE_PIPE * len(process.pipes)
-        self._drain(process)
-        if process.pipes:
-            self.after(HELD_AFTER, self._held, process)
-        self._settle(process)
-
-    def _drain(self, process):
+    def drain(self, process):
         """Read what its pipes hold, and not much of what comes meanwhile."""
         for fd in list(process.pipes):
             count, most = 1, WIDE_PIPE
-            while count and most > 0:
-                count = self._read(process, fd)
+            while count and most > 0 and fd in process.pipes:
+                count = self.read(process, fd)
                 most -= count
 
-    def _held(self, process):
-        """Something that the script left in the background holds the output: the job is complete without it."""
-        self._drain(process)
-        if not process.pipes or process.job.is_complete():
-            return
-        if process.paused and process.job.output.end < process.printed:
-            self.after(HELD_AFTER, self._held, process)
-        else:
-            self._finish(process, held=True)
+    async def rest(self, process):
+        """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it.
 
-    def _finish(self, process, held):
-        self._complete(process.job, *process.ended, held=held)
-        self._active -= 1
-        self._launch()
-
-    def _settle(self, process):
-        """A script that has exited and whose output has ended is complete; whom no signal awaits is reaped."""
-        if not process.ended or process.pipes or self._by_pid.get(process.pid) is not process:
-            return
-        job = process.job
-        if not job.is_complete():
-            self._finish(process, held=False)
-        elif job.held:
-            job.release()
-        if process.killing:
-            self._pinned.add(process)
-            if not self._looking:
-                self._looking = self.after(LOOK_AFTER, self._look_at_groups)
-            return
-        self._close_input(process)
-        for timer in list(process.timers):
-            self._cancel_timer(timer)
-        os.waitpid(process.pid, 0)
-        del self._processes[job.id], self._by_pid[process.pid]
-
-    def _look_at_groups(self):
-        """Keep no zombie for a SIGKILL that nobody is left to get."""
-        living = self._living()
-        pinned, self._pinned, self._looking = self._pinned, set(), None
-        for process in pinned:
-            if process.killing and living is not None and process.pid not in living:
-                self._kill_group(process)       # now: who forks without a pause is in no list of processes
-            else:
-                self._settle(process)
-
-    def _complete(self, job, text, code, held=False):
-        job.complete(text, code, held)
-        self._untold.append(job)
-        self._forget(self.store.retire(job))
-        if self.store.get(job.id) is None:
-            self._forget([job])
-
-    # Stopping.
-
-    def _living(self):
-        """Return living_sessions() as of this turn of the loop: a thousand that are killed at once ask once."""
-        if not self._looked:
-            self._looked, self._sessions = True, living_sessions()
-        return self._sessions
-
-    def _signal(self, process, number):
-        """Signal the groups of the job's session; return whether that is permitted.
-
-        timeout(1), and a shell under set -m, put what they start into groups of their own.  No stranger can have the
-        number of the leader's: it lives, or is a zombie that we have not reaped.  Those of the others come again
-        after all other numbers only (proc_sys_kernel(5), pid_max): not while we look.
+        That time does not count while a follower holds back what the script itself has left in its pipes.
         """
-        if self._by_pid.get(process.pid) is not process:
-            return True
-        others = (self._living() or {}).get(process.pid, set()) - {process.pid}
-        permitted = [self._signal_group(group, number) for group in [process.pid] + sorted(others)]
-        return any(permitted)
+        output = process.job.output
+        printed = output.end[LOG] + WIDE_PIPE * len(process.pipes)
+        self.drain(process)
+        while process.pipes and not await process.changed.wait_for(lambda: not process.pipes, HELD_AFTER):
+            self.drain(process)
+            if not process.paused or output.end[LOG] >= printed:
+                return
 
-    @staticmethod
-    def _signal_group(group, number):
+    def _pause(self, process, size):
+        """Read no more for a moment, if a follower would lose what it has not read; return whether it is so."""
+        lagging = [reader for reader in process.job.output.readers if reader.holds_back(size)]
+        for reader in lagging:
+            reader.since = None
+        if lagging:
+            process.paused = True
+            for fd in process.pipes:
+                self.loop.unwatch(fd)
+            self.loop.spawn(self._wait_for_readers(process, size))
+        return bool(lagging)
+
+    async def _wait_for_readers(self, process, size):
+        output = process.job.output
+        output.consumed = Condition(self.loop)
+
+        def lagging():
+            return [reader for reader in output.readers if reader.holds_back(size)]
         try:
-            os.killpg(group, number)
-        except PermissionError:         # all of it runs as another user
-            return False
-        except ProcessLookupError:      # it has just ended
-            pass
-        return True
+            while process.pipes and lagging():
+                seconds = min(reader.check_pace(time.monotonic()) for reader in lagging())
+                await output.consumed.wait_for(lambda: not lagging() or not process.pipes, seconds)
+        finally:
+            output.consumed, process.paused = None, False
+            for fd in process.pipes:
+                self.watch(process, fd)
 
-    def _kill(self, job, signum, grace):
-        process = self._processes.get(job.id)
-        if process is None or process.ended and not process.pipes:
-            raise Conflict("job %d %s" % (job.id, "is complete: there is nothing to signal" if job.state != "new" else
-                                          "has not started: there is nothing to signal, but DELETE cancels it"))
-        if not (self._signal(process, signum) if grace is None else self._terminate(process, grace, signum)):
-            raise Conflict("job %d runs as another user, and we may not signal it" % job.id)
 
-    def _terminate(self, process, grace=GRACE, signum=signal.SIGTERM):
-        """Signal all of it, then SIGCONT so that what is stopped gets it, then SIGKILL after the grace."""
-        permitted = self._signal(process, signum)
-        self._signal(process, signal.SIGCONT)
-        until = time.monotonic() + grace
-        if process.killing and process.killing.when > until:
-            self._cancel_timer(process.killing)
-            process.killing = None
-        if not process.killing:
-            process.killing = self.after(grace, self._kill_group, process)
-        return permitted
+async def feed(loop, process, data, eof):
+    """Write all of `data` to the standard input of a process, then close it if `eof`.
 
-    def _kill_group(self, process):
-        self._signal(process, signal.SIGKILL)
-        if process.killing in process.timers:       # asked for before its time
-            self._cancel_timer(process.killing)
-        process.killing = None
-        self._settle(process)
+    Error "conflict" if it is closed, or is closed before all is written.
+    """
+    await process.changed.wait_for(lambda: not process.feeding)
+    if process.input is None:
+        raise Error("conflict", "standard input of job %d is closed" % process.job.id)
+    process.feeding = True
+    try:
+        rest = memoryview(data if process.terminal is None else for_terminal(process, data, eof))
+        while rest:
+            if process.input is None:
+                raise Error("conflict", "job %d closed its standard input before all was written" % process.job.id)
+            try:
+                rest = rest[os.write(process.input, rest):]
+            except BlockingIOError:
+                await until_writable(loop, process)
+            except OSError:             # EPIPE: nobody reads it any more
+                close_input(loop, process)
+        if eof and process.terminal is None:        # a terminal stays open
+            close_input(loop, process)
+    finally:
+        process.feeding = False
+        process.changed.notify_all()
 
-    def _time_out(self, process):
-        if not process.ended and not self._peek(os.P_PID, process.pid):     # else it was in time
-            process.job.time_out()
-            self._terminate(process)
 
-    def _forget(self, jobs):
-        unstarted = {job for job in jobs if job.state == "new"}
-        if unstarted:
-            for job, script in self._waiting:
-                if job in unstarted:
-                    script.close()
-            self._waiting = collections.deque(pair for pair in self._waiting if pair[0] not in unstarted)
-        for job in jobs:
-            process = self._processes.get(job.id)
-            if process:
-                process.forgotten = job.is_complete()
-                if not job.is_complete():
-                    self._terminate(process)
-            elif job.state == "new":
-                self._complete(job, CANCELED, 126)
-            self._freed += len(job.script)
-            if job in self._kept:
-                self._freed += self._kept[job]
-                self._release_output(job, self._kept[job])
-        if self._freed >= TRIM_SIZE and not self._trimming:
-            self._trimming = self.after(TRIM_AFTER, self._trim)
+def for_terminal(process, data, eof):
+    """Return what is to be written to a terminal.  It would drop what is too long for a line, so that is refused."""
+    import termios
+    lines = re.split(b"[\r\n\3\4]", process.line + data)
+    if termios.tcgetattr(process.terminal)[3] & termios.ICANON and max(map(len, lines)) > TERMINAL_LINE:
+        raise Error("conflict", "a terminal takes %d bytes a line, and the rest would be lost: use stty -icanon in the "
+                    "script, or POST /jobs?stdin without tty" % TERMINAL_LINE)
+    process.line = lines[-1]
+    if eof:     # VEOF (termios(3)) ends a line without a newline first, and only an empty one is the end
+        data, process.line = bytes(data) + (b"\4\4" if process.line else b"\4"), b""
+    return data
 
-    def _trim(self):
-        self._freed, self._trimming = 0, None
-        give_memory_back()
 
-    def _stop(self):
-        if self.stopping:
-            for process in list(self._processes.values()):
-                self._kill_group(process)
-            return
-        self.stopping = True
-        self._stop_by = time.monotonic() + 2 * GRACE
-        while self._waiting:
-            self._cancel(*self._waiting.popleft())
-        for process in list(self._processes.values()):
-            self._terminate(process)
-        self._sweep_groups()
+async def until_writable(loop, process):
+    """Wait until its input takes more, or is closed."""
+    fd, ready = process.input, []
+    poll = select.poll()
+    poll.register(fd, 0)                # POLLHUP comes unasked: poll(2)
+    if process.terminal is not None and poll.poll(0):
+        raise Error("conflict", "nobody has the terminal of job %d open: not all was written" % process.job.id)
 
-    def _sweep_groups(self):
-        """While stopping: have done with those of whom nobody is left, and soon with all."""
-        living = self._living()
-        for process in list(self._processes.values()):
-            if process.ended and (process.pid not in living if living is not None else not process.killing):
-                self._drain(process)
-                for fd in list(process.pipes):      # held by what has left the session, by setsid(2)
-                    self._close_pipe(process, fd)
-                self._kill_group(process)
-        if self._processes:
-            self.after(0.02, self._sweep_groups)
+    def on_event(events):
+        ready.append(events)
+        loop.unwatch(fd)
+        process.changed.notify_all()
+    loop.watch(fd, WRITE, on_event)
+    try:
+        await process.changed.wait_for(lambda: ready or process.input is None)
+    finally:
+        if process.input is not None:
+            loop.unwatch(fd)
+
+
+def close_input(loop, process):
+    if process.input is not None:
+        loop.unwatch(process.input)
+        os.close(process.input)
+        process.input = None
+        process.changed.notify_all()
 
 
 # ------------------------------------------------------------------------------------------------ HTTP
 
+# Bytes over 0x7f, which RFC 3986 does not have, are let through: curl sends a label as it was typed.
 TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
-# Bytes over 0x7f are let through: curl sends a label as it was typed.
 REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
-# RFC 9112, 3.2.1 and 3.2.2; the host ends where RFC 3986, 3.2 has it end, not at the next slash.
-TARGET = re.compile(b"(?:https?://[^/?#]+(?=[/?]|$)|(?=/))(/[^?#]*)?(?:[?]([^#]*))?")
-HOST = re.compile(b"[!$&-.0-;=A-Z_a-z~%\\[\\]]*")           # RFC 3986, 3.2.2: no blank, no slash
-HEADER = re.compile(b"(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")     # RFC 9112, 5; no obs-fold
-LENGTH = b"[0-9]{1,18}"
-LONG = 8 if sys.maxsize > 1 << 32 else 4            # bytes of a long in C
+CHARACTER = b"(?:[!$&-;=@-Z_a-z~\\[\\]\x80-\xff]|%[0-9A-Fa-f]{2})"        # of a path, and [] of a query: RFC 3986, 3.3
+AUTHORITY = b"(?:\\[[0-9A-Fa-f:.]+\\]|(?:[!$&-.0-9;=A-Z_a-z~]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"        # 3.2.2 and 3.2.3
+HOST = re.compile(AUTHORITY)
+ABSOLUTE = b"(?i)https?://(?=[^:/?])" + AUTHORITY + b"(?=[/?]|$)"                      # RFC 9112, 3.2.2
+TARGET = re.compile(b"(/" + CHARACTER + b"*)(?:[?]((?:" + CHARACTER + b"|[?])*))?")     # RFC 9112, 3.2.1
+HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r$")      # RFC 9112, 5; no obs-fold
+QUOTED = br'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'        # RFC 9110, 5.6.4
+CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?:" + TOKEN + b"|" + QUOTED
+                   + b"))?)*")                                                  # RFC 9112, 7.1 and 7.1.1
+ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"rtot-secret", b"authorization"))
+NO_TRAILER = ONCE | {b"content-encoding", b"content-type", b"content-range", b"trailer", b"expect", b"range"}
 TLS_HANDSHAKE = b"\x16"     # how TLS begins: the type of the first record (RFC 8446, 5.1)
-CHUNK_SIZE = b"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?"
+JSON, TEXT, HTML, JSON_LINES = ("%s; charset=utf-8" % kind for kind in (
+    "application/json", "text/plain", "text/html", "application/x-ndjson"))
 
 
 class Request:
-    """A request as a value: what the client asked for.
+    """What a client asked for: `path` as text, `query` as pairs of a name as text and a value as bytes, both decoded.
 
-    `target` is as it came, `path` decoded, `query` not; `headers` are a dict of bytes by lower-case name.
-    `body` is read by whoever wants it; `check` raises ClientGone when the client has hung up; `admit` is
-    called when it is known to have the secret.
+    `headers` are bytes by lower-case name; `version` is 10 or 11; `length` that of the body in bytes, None for a
+    chunked one.  `client` is the Connection, for those who wait.
     """
 
-    __slots__ = ("method", "path", "query", "version", "headers", "body", "check", "admit")
+    __slots__ = ("method", "path", "query", "version", "headers", "length", "body", "client")
 
-    def __init__(self, method, target, version, headers):
-        self.method, self.version, self.headers = method, version, headers
-        match = TARGET.fullmatch(target)
-        if not match:
-            raise Malformed("the target has to be a path, like /jobs?wait")
-        path, self.query = match.group(1) or b"/", match.group(2) or b""
-        if b"%" in path:
-            from urllib.parse import unquote_to_bytes
-            path = unquote_to_bytes(re.sub(b"%2[Ff]", b"%252F", path))      # which parts nothing: RFC 3986, 2.2
-        self.path = readable(path)
-        self.body = self.check = self.admit = None
-
-    def parameters(self):
-        """Return the (name, value) pairs of the query: names as text, values as bytes."""
-        pairs = (pair.partition(b"=") for pair in self.query.split(b"&") if pair)
-        return [(readable(unquoted(name)), unquoted(value)) for name, _, value in pairs]
+    def __init__(self, client, head):
+        self.method, self.path, self.query, self.version, self.headers, self.length = head
+        self.client, self.body = client, Body(client, self)
 
 
-def unquoted(data):
-    """Return a part of a query as the bytes that it stands for."""
-    if b"%" not in data and b"+" not in data:
+def parse_query(query):
+    """Return the pairs of a query.  parse_qsl splits at ";" too, before 3.6.14 and 3.9.2."""
+    pairs = (pair.partition(b"=") for pair in query.replace(b"+", b" ").split(b"&") if pair)
+    return tuple((readable(unquote(name)), unquote(value)) for name, _, value in pairs)
+
+
+def unquote(data):
+    """Return bytes without their percent-encoding."""
+    if b"%" not in data:
         return data
-    from urllib.parse import unquote_to_bytes       # parse_qsl parts at ";" too, before 3.6.14 and 3.9.2
-    return unquote_to_bytes(data.replace(b"+", b" "))
+    from urllib.parse import unquote_to_bytes
+    return unquote_to_bytes(data)
+
+
+def malformed(message):
+    """Return the error for what is not HTTP as RFC 9112 has it: nothing after it on the connection can be trusted."""
+    return Error("malformed request", message)
+
+
+def parse_head(head, complete=True):
+    """Return what a Request is made of, from a request line and headers, with line ends; Error if it can't be served.
+
+    An incomplete head is parsed too, so that what is wrong with it is told at once.
+    """
+    line, _, fields = head.partition(b"\r\n")
+    match = REQUEST_LINE.fullmatch(line)
+    if not match or match.group(1) == b"PRI":
+        raise malformed("the first line has to be like: GET /jobs HTTP/1.1")
+    method, target, major, minor = match.groups()
+    if major != b"1":
+        raise Error("http version not supported", "rtot speaks HTTP/1.1 and HTTP/1.0")
+    absolute = None if target.startswith(b"/") else re.match(ABSOLUTE, target)
+    rest = target[absolute.end():] if absolute else target
+    match = TARGET.fullmatch(rest if not absolute or rest.startswith(b"/") else b"/" + rest)
+    if match:
+        path, query = match.groups(b"")
+        if b"%" in path:
+            path = unquote(re.sub(b"%2[Ff]", b"%252F", path))       # which separates nothing: RFC 3986, 2.2
+        path = path.decode("utf-8", "replace")
+    elif method == b"OPTIONS" and target == b"*" or method == b"CONNECT" and HOST.fullmatch(target):
+        path, query = readable(target), b""
+    else:
+        raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
+    headers = parse_headers(fields)
+    if not HOST.fullmatch(headers.get(b"host", b"" if minor == b"0" or not complete else b" ")):
+        raise malformed("Host has to be a name or an address, and a port; HTTP/1.1 asks for it")
+    version = 10 if minor == b"0" else 11
+    return method.decode("ascii"), path, parse_query(query), version, headers, body_length(headers, version)
+
+
+parse_small_head = functools.lru_cache(maxsize=128)(parse_head)      # clients send the same again and again
+
+
+def body_length(headers, version):
+    """Return the length of the body in bytes, None for a chunked one: RFC 9112, 6.3."""
+    length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
+    if coding is not None and (length is not None or version == 10):
+        raise malformed("Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0")
+    if coding is not None and coding.lower() != b"chunked":
+        raise Error("not implemented", "the one transfer coding that rtot reads is chunked")
+    if length is not None and not re.fullmatch(b"0*[0-9]{1,18}", length):
+        raise malformed("Content-Length has to be a decimal number of bytes")
+    return int(length or 0) if coding is None else None
+
+
+def parse_headers(fields):
+    """Return the values of header lines, by lower-case name."""
+    found, lines = HEADERS.findall(fields), fields.count(b"\n")
+    if lines > MAX_HEADERS or len(fields) > MAX_LINE and max(map(len, fields.split(b"\n"))) > MAX_LINE:
+        raise Error("request header fields too large", "there may be %d headers, of %d bytes" % (MAX_HEADERS, MAX_LINE))
+    if len(found) != lines:
+        raise malformed("a header has to be like: Name: value, without a fold or a control character")
+    headers = {}
+    for name, value in found:
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name in headers:
+            if name in ONCE:
+                raise malformed("there may be one %s header" % name.decode("ascii"))
+            value = headers[name] + b", " + value
+        headers[name] = value
+    return headers
+
+
+def check_size(buffer, size):
+    """Raise an Error if a head of that many bytes, or more, is too large."""
+    first = buffer.find(b"\r\n", 0, size)
+    if (first if first >= 0 else size) > MAX_LINE:
+        raise Error("uri too long", "the request line may have %d bytes: put data into the body" % MAX_LINE)
+    if first >= 0 and size - first > MAX_HEAD:
+        raise Error("request header fields too large", "all headers together may have %d bytes" % MAX_HEAD)
+
+
+class Body:
+    """The body of a request, decoded: RFC 9112, 6 and 7.
+
+    `remaining` bytes of it, or of this chunk, are still to be read; `timeout`: s without a byte, None is no limit.
+    `is_held_back`: the client waits to be told to go on (100), which it is when somebody reads.
+    """
+
+    def __init__(self, client, request):
+        self.client, self.length, self.remaining = client, request.length, request.length or 0
+        self.ended, self.timeout, self._chunks = request.length == 0, client.server.limits.body, 0
+        self.is_held_back = request.headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
+
+    async def read(self):
+        """Return the next bytes, at most SLICE, as soon as there are some; b"" at the end."""
+        if not self.remaining and not self.ended:
+            await self._begin_chunk()
+        if self.ended:
+            return b""
+        if not self.client.buffer:
+            await self._receive()
+        data = self.client.take(min(self.remaining, SLICE))
+        self.remaining -= len(data)
+        if not self.remaining and self.length is not None:
+            self.ended = True
+        elif not self.remaining and await self._line() != b"":
+            raise malformed("a chunk was not followed by CR LF")
+        return data
+
+    async def read_all(self, limit, kind, message):
+        """Return all of it; raise an Error over `limit` bytes, before they are read if that is known."""
+        data = bytearray()
+        while not self.ended:
+            if len(data) + self.remaining > limit:
+                raise Error(kind, message)
+            if self.remaining:
+                data += await self.read()
+            else:
+                await self._begin_chunk()
+        return bytes(data)
+
+    async def _begin_chunk(self):
+        match = re.fullmatch(CHUNK, await self._line())
+        if not match:
+            raise malformed("a chunk has to begin with its size in hexadecimal digits")
+        self.remaining = int(match.group(1), 16)
+        if not self.remaining:
+            await self._skip_trailers()
+        self._chunks += 1
+        if self._chunks % TURN_REQUESTS == 0:       # they may be tiny
+            await self.client.loop.turn()
+
+    async def _skip_trailers(self):
+        for _ in range(MAX_HEADERS + 1):
+            line = await self._line()
+            self.ended = line == b""
+            if self.ended:
+                return
+            if NO_TRAILER.intersection(parse_headers(line + b"\r\n")):
+                raise malformed("a trailer can't frame the message, nor name its sender")
+        raise Error("request header fields too large", "there may be %d trailers" % MAX_HEADERS)
+
+    async def _line(self):
+        """Return the next line without its CR LF."""
+        buffer, end = self.client.buffer, -1
+        while end < 0:
+            end = buffer.find(b"\n")
+            if max(end, len(buffer) if end < 0 else 0) > MAX_LINE:
+                raise malformed("a chunk's line is too long")
+            if end < 0:
+                await self._receive()
+        line = self.client.take(end + 1)
+        if line[-2:] != b"\r\n":
+            raise malformed("a line has to end with CR LF, and one ended with LF alone")
+        return line[:-2]
+
+    async def _receive(self):
+        if self.is_held_back:
+            self.is_held_back = False
+            await self.client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        with Deadline(self.client.loop, self.timeout, Error("request timeout", "the body did not come in time")):
+            if not await self.client.receive():
+                raise malformed("the body ended before its end")
+
+
+class Pieces:
+    """A body that is made as it is sent, from an iterator of bytes; other bodies have the same three methods."""
+
+    def __init__(self, iterator):
+        self._iterator = iterator
+
+    async def read(self):
+        """Return the next bytes, b"" at the end; ClientGone if it can't be reached."""
+        return next(self._iterator, b"")
+
+    def trailers(self):
+        """Return pairs that go out behind the end."""
+        return ()
+
+    def close(self):
+        pass
 
 
 def gather(pieces):
@@ -2029,662 +2117,442 @@ def gather(pieces):
         if size >= SLICE:
             yield b"".join(parts)
             parts, size = [], 0
-    yield b"".join(parts)
-
-
-JSON, TEXT, HTML = ("%s; charset=utf-8" % kind for kind in ("application/json", "text/plain", "text/html"))
+    if parts:
+        yield b"".join(parts)
 
 
 class Response:
-    """An answer as a value.
+    """An answer.  `body` is bytes, or like Pieces, with its `length` in bytes, None if that is not known.
 
-    `body` is bytes, or an iterator of bytes that are sent as they come, where b"" means that the client
-    may be looked after.  `length` is the iterator's length in bytes, if it is known.  `trailers` is
-    called when it has ended, and returns pairs; `after` is called when all has been sent, or could not be.
-    `closes`: the connection is closed after it.  `policy` is what a browser may do with it: nothing.
+    `closes`: the connection is closed after it.  `policy`: what a browser may do with it, nothing by default.  `job`:
+    the id of the job that was made, for the log.
     """
 
-    __slots__ = ("status", "headers", "body", "length", "trailers", "after", "closes", "policy")
+    closes, job, policy = False, None, "default-src 'none'; frame-ancestors 'none'"
 
-    def __init__(self, status, body=b"", content_type=None, headers=(), length=None, trailers=None, after=None):
-        self.status, self.body, self.headers = status, body, list(headers)
-        self.closes, self.policy = False, "default-src 'none'; frame-ancestors 'none'"
-        if content_type:
-            self.headers.append(("Content-Type", content_type))
+    def __init__(self, status, body=b"", content_type=None, headers=(), length=None):
+        self.status, self.body, self.content_type, self.headers = status, body, content_type, headers
         self.length = len(body) if isinstance(body, bytes) else length
-        self.trailers, self.after = trailers, after
 
     @classmethod
     def json(cls, status, value, headers=()):
-        """Indented by two spaces and ended by a newline, UTF-8 as it is."""
+        """Indented by two spaces and ended by a newline, in UTF-8."""
         import json
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         return cls(status, text.encode("utf-8", "replace"), JSON, headers)
 
     @classmethod
-    def of_pieces(cls, status, pieces, headers=()):
-        """Answer with JSON in pieces; what is large is made as it is sent, so that nobody holds it whole."""
+    def of_pieces(cls, status, pieces, content_type, headers=()):
+        """Answer with an iterator of bytes; what is large is made as it is sent, so that it is never held whole."""
         blocks = gather(pieces)
-        first, second = next(blocks), next(blocks, None)
-        if second is None:
-            return cls(status, first, JSON, headers)
-        return cls(status, itertools.chain((first, second), blocks), JSON, headers)
+        first, second = next(blocks, b""), next(blocks, None)
+        body = first if second is None else Pieces(itertools.chain((first, second), blocks))
+        return cls(status, body, content_type, headers)
 
     @classmethod
     def of_error(cls, error):
-        value = collections.OrderedDict(error.extra)
-        value["error"], value["message"] = error.error, error.message
-        response = cls.json(error.status, value, error.headers)
+        response = cls.json(error.status, dict(error.extra, error=error.kind, message=error.message), error.headers)
         response.closes = error.closes
         return response
 
 
-class Limits:
-    """Connections and descriptors at a time; seconds for a head, without a byte of a body, and between two requests."""
-
-    def __init__(self, connections, head, body, idle, descriptors):
-        self.connections, self.head, self.body, self.idle = connections, head, body, idle
-        self.descriptors = descriptors
-
-
-class Wire:
-    """The bytes of a connection: those that have come, by head, by line or as they are; and those that are sent.
-
-    The kernel keeps the time (SO_RCVTIMEO and SO_SNDTIMEO of socket(7)): settimeout would cost two more system
-    calls for each that waits, and a quarter of the requests per second.  TLS knows settimeout alone.
-    """
-
-    def __init__(self, connection, limits, tls):
-        self.connection, self.limits, self._tls = connection, limits, tls
-        self.buffer = bytearray()
-        self._times = {}
-        if not tls:
-            connection.settimeout(None)
-
-    def _wait_for(self, option, seconds):
-        seconds = max(seconds, 0.001)       # 0 is for ever
-        if self._tls:
-            self.connection.settimeout(seconds)
-        elif self._times.get(option) != seconds:
-            self._times[option] = seconds
-            whole, part = divmod(seconds, 1)
-            timeval = (int(whole), int(part * 1e6))             # two longs; struct takes 0.2 ms to import
-            self.connection.setsockopt(socket.SOL_SOCKET, option,
-                                       b"".join(number.to_bytes(LONG, sys.byteorder) for number in timeval))
-
-    def receive(self, seconds):
-        """Wait for more; return whether the client has sent some, and not closed its side.
-
-        socket.timeout when the seconds have passed, ClientGone when the connection is broken.
-        """
-        try:
-            self._wait_for(socket.SO_RCVTIMEO, seconds)
-            data = self.connection.recv(READ_SIZE)
-        except (socket.timeout, BlockingIOError):
-            raise socket.timeout() from None
-        except OSError as error:
-            raise ClientGone() from error
-        self.buffer += data
-        return bool(data)
-
-    def send(self, *parts):
-        """Send all of them, or raise ClientGone: also when the client takes nothing for SEND_TIMEOUT."""
-        try:
-            self._wait_for(socket.SO_SNDTIMEO, SEND_TIMEOUT)
-            sent = 0
-            if len(parts) > 1 and not self._tls:        # without a copy
-                sent = self.connection.sendmsg(parts)
-            if sent < sum(map(len, parts)):
-                self.connection.sendall(b"".join(parts)[sent:])
-        except OSError as error:
-            raise ClientGone() from error
-
-    def head(self, deadline):
-        """Return the lines of a request's head, which has to be there at the deadline, on the monotonic clock."""
-        buffer, seen = self.buffer, 0
-        while True:
-            end = buffer.find(b"\r\n\r\n", max(0, seen - 3))
-            size = end if end >= 0 else len(buffer)
-            if buffer.count(b"\n", seen, size) != buffer.count(b"\r\n", max(0, seen - 1), size):
-                raise Malformed("a line has to end with CR LF, and one ended with LF alone")
-            first = buffer.find(b"\r\n", 2, size)        # of the request line; an empty one may come before
-            if first < 0 and size > MAX_LINE or first > MAX_LINE:
-                raise URITooLong("the request line may have %d bytes at most: put data into the body" % MAX_LINE)
-            if first >= 0 and size - first > MAX_HEAD:
-                raise HeadTooLarge("the headers may have %d bytes at most" % MAX_HEAD)
-            if end < 0 <= first and not REQUEST_LINE.fullmatch(bytes(buffer[:first]).lstrip(b"\r\n")):
-                end = first                             # no reason to wait for the rest
-            if end >= 0:
-                lines = bytes(buffer[:end]).split(b"\r\n")
-                del buffer[:end + 4]
-                return lines
-            seen, remaining = size, deadline - time.monotonic()
-            if remaining <= 0:
-                raise socket.timeout()
-            if not self.receive(remaining):
-                raise ClientGone()
-
-    def line(self, limit, seconds):
-        """Return the next line without its CR LF; Malformed over `limit` bytes."""
-        while True:
-            end = self.buffer.find(b"\n")
-            if max(end, len(self.buffer) if end < 0 else 0) > limit:
-                raise Malformed("a chunk's line is too long")
-            if end > 0 and self.buffer[end - 1] == 13:
-                line = bytes(self.buffer[:end - 1])
-                del self.buffer[:end + 1]
-                return line
-            if end >= 0:
-                raise Malformed("a line has to end with CR LF, and one ended with LF alone")
-            if not self.receive(seconds):
-                raise ClientGone()
-
-    def take(self, limit):
-        """Return at most `limit` bytes of what has come."""
-        data = bytes(self.buffer[:limit])
-        del self.buffer[:limit]
-        return data
+@functools.lru_cache(maxsize=256)
+def head_start(status, content_type, policy, seconds):
+    """Return the head of an answer up to what differs from one to the next; `seconds` since 1970."""
+    lines = ["HTTP/1.1 %d %s" % (status, REASONS[status]), "Rtot-Version: " + __version__,
+             "Date: " + utc("%a, %d %b %Y %H:%M:%S GMT", seconds), "Cache-Control: no-store",
+             "X-Content-Type-Options: nosniff", "Content-Security-Policy: " + policy]
+    return "\r\n".join(lines + (["Content-Type: " + content_type] if content_type else [])) + "\r\n"
 
 
-class Body:
-    """The body of a request, decoded; RFC 9112, 6 and 7.
-
-    `length` is in bytes, or None for a chunked one; `stated`: the request said that it has one.
-    The client is told to go on (100) when somebody reads, if it waits for that.
-    """
-
-    def __init__(self, wire, length, stated, go_on):
-        self.wire, self.length, self.stated = wire, length, stated
-        self._go_on = go_on         # called once before the first read, or None
-        self.remaining = length     # bytes of this chunk, or of all
-        self.ended = length == 0
-
-    @property
-    def waits(self):
-        """Does the client hold the body back until it is told to go on?"""
-        return self._go_on is not None
-
-    def read(self):
-        """Return the next bytes, at most SLICE, as soon as there are some; b"" at the end."""
-        if self.ended:
-            return b""
-        if self._go_on:
-            self._go_on()
-            self._go_on = None
-        if self.length is None and not self.remaining:
-            self.remaining = self._chunk_size()
-            if self.remaining == 0:
-                self._skip_trailers()
-                self.ended = True
-                return b""
-        data = self._some()
-        self.remaining -= len(data)
-        if self.remaining == 0:
-            if self.length is not None:
-                self.ended = True
-            elif self._line() != b"":
-                raise Malformed("a chunk was not followed by CR LF")
-        return data
-
-    def _some(self):
-        if not self.wire.buffer and not self.wire.receive(self.wire.limits.body):
-            raise ClientGone()
-        return self.wire.take(min(self.remaining, SLICE))
-
-    def _line(self):
-        return self.wire.line(MAX_LINE, self.wire.limits.body)
-
-    def _chunk_size(self):
-        match = re.fullmatch(CHUNK_SIZE, self._line())
-        if not match:
-            raise Malformed("a chunk began with no hexadecimal size")
-        return int(match.group(1), 16)
-
-    def _skip_trailers(self):
-        for _ in range(MAX_HEADERS):
-            line = self._line()
-            if not line:
-                return
-            if not HEADER.fullmatch(line):
-                raise Malformed("a trailer is no header")
-        raise HeadTooLarge("over %d trailers" % MAX_HEADERS)
-
-    def read_all(self, limit, what):
-        """Return all of it; TooLarge, before it is read where its length is known, if over `limit` bytes."""
-        too_large = TooLarge("%s may have %d bytes at most" % (what, limit))
-        if (self.length or 0) > limit:
-            raise too_large
-        data = bytearray()
-        while not self.ended:
-            data += self.read()
-            if len(data) > limit:
-                raise too_large
-        return bytes(data)
-
-
-@functools.lru_cache(maxsize=2)
-def common_headers(seconds):
-    """Return the headers that every answer of that second has, since 1970."""
-    return "\r\n".join(("Rtot-Version: " + __version__, "Date: " + utc("%a, %d %b %Y %H:%M:%S GMT", seconds),
-                        "Cache-Control: no-store", "X-Content-Type-Options: nosniff"))
+def response_head(request, response, keep):
+    """Return the head of an answer as bytes; `keep`: another request may follow."""
+    head = head_start(response.status, response.content_type, response.policy, int(time.time()))
+    headers = list(response.headers)
+    if response.length is not None and response.status != 204:
+        head += "Content-Length: %d\r\n" % response.length
+    elif response.length is None and request.version == 11:
+        headers.append(("Transfer-Encoding", "chunked"))
+        if response.body.trailers():
+            headers.append(("Trailer", ", ".join(name for name, _ in response.body.trailers())))
+    if not keep or request.version == 10:
+        headers.append(("Connection", "keep-alive" if keep else "close"))
+    for name, value in headers:
+        if "\r" in value or "\n" in value:
+            raise ValueError("a header that goes out has a line end: %s" % name)
+        head += "%s: %s\r\n" % (name, value)
+    return (head + "\r\n").encode("latin-1")
 
 
 IN_USE = "all connections are in use: try again, or start rtot with more --max-connections"
 
 
 class Connection(socketserver.BaseRequestHandler):
-    """A client's connection, in its own thread: reads requests, has the app answer them, writes the answers.
+    """A client's connection.  `serve` is its life, a task, which alone reads and writes the socket.
 
-    `waiting_since` is when it began to wait for a request, on the monotonic clock, or None while one with the
-    secret is served.  One that waits may be closed to make room; so is one without the secret whatever it does,
-    or bodies that never come and answers that nobody reads would keep everybody out.  `fresh`: it has got no
-    answer yet; `known`: it has shown the secret once.
+    The socket stays watched while the task does something else, and what comes is taken into `buffer`: so the end of
+    the input, `at_end`, is noticed at once.
+    `waiting_since`: when it began to wait for a request, on the monotonic clock; None while one is served that came
+    with the secret.  While it waits it may be `evicted` to make room.  `is_fresh`: it has got no answer yet;
+    `is_known`: it has shown the secret once.
     """
 
-    fresh, known, evicted = True, False, False
-
     def setup(self):
-        self.connection = self.request      # socketserver's name for the socket
-        self.app = self.server.app
-        self.waiting_since = time.monotonic()
+        self.loop, self.socket = self.server.loop, self.request      # socketserver calls the socket a request
+        self.buffer, self.at_end = bytearray(), False
+        self.is_fresh, self.is_known, self.evicted, self.waiting_since = True, False, False, time.monotonic()
+        self._watched, self._writes, self._waits, self._attended = 0, False, False, False
+        self._tls = None        # False while hands are shaken: then the socket is ssl's to read
+        self.socket.setblocking(False)
+        self._fd = self.socket.fileno()
+        self._set_watch()
         self.server.connections.add(self)
 
     def handle(self):
+        self.task = self.loop.spawn(self.serve())
+
+    async def serve(self):
+        """Serve one request after the other, then close."""
         try:
             if self.server.tls:
-                self._shake_hands()
-            self.wire = Wire(self.connection, self.server.limits, self.connection is not self.request)
-            while self._serve():
-                pass
-        except ClientGone:
-            pass
-        if self.evicted and self.fresh:
-            self.server.refuse(self.connection, IN_USE)
+                await self._shake_hands()
+            for served in itertools.count(1):
+                if not await self._serve_one():
+                    return
+                if served % TURN_REQUESTS == 0:         # they may all have come already
+                    await self.loop.turn()
+        finally:
+            self.loop.unwatch(self._fd)
+            self.server.connections.discard(self)
+            self.socket.close()
 
-    def finish(self):
-        self.server.connections.remove(self)
-        self.connection.close()             # socketserver closes `request`, of which TLS has taken the descriptor
-
-    def hang_up(self):
-        """End it from another thread: what it waits for comes to an end; one that has no answer yet gets a 503."""
-        self.evicted = True
-        how = socket.SHUT_RD if self.fresh else socket.SHUT_RDWR
-        try:
-            socket.socket.shutdown(self.connection, how)        # not ssl's: TLS is its own thread's
-        except OSError:             # it has just closed
-            pass
-
-    def _shake_hands(self):
-        """Let TLS begin, in the time that a head may take; one who speaks plain HTTP gets an answer that says so."""
-        self.connection.settimeout(self.server.limits.head)
-        try:
-            if self.connection.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE:
-                return
-            self.connection = self.server.tls.wrap_socket(self.connection, server_side=True,
-                                                          do_handshake_on_connect=False)
-            if self.evicted:            # while the socket changed hands, and hang_up had none
-                raise ClientGone()
-            self.connection.do_handshake()
-        except OSError as error:            # ssl.SSLError is one
-            self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
-            raise ClientGone() from error
-
-    def _serve(self):
-        """Serve one request; return whether another may follow."""
-        request, self.waiting_since = None, time.monotonic()
-        if self.server.connections.draining:
-            self.server.connections.now_waits()
-        try:
-            if not self.wire.buffer and not self.wire.receive(self.server.limits.idle):
-                return False
-        except socket.timeout:              # idle for too long
-            return False
-        began, response, sent = time.monotonic(), None, None
+    async def _serve_one(self):
+        """Serve a request; return whether another may follow."""
+        request = response = sent = None
+        self.waiting_since = began = time.monotonic()
         try:
             try:
-                request = self._read_head(began + self.server.limits.head)
-                response = self.app.answer(request)
-            except Exception as error:
-                response = self._response_to(error)
+                if not self.buffer:
+                    with Deadline(self.loop, self.server.limits.idle, ClientGone()):
+                        if not await self.receive():
+                            return False
+                    began = time.monotonic()
+                request = await self._read_head()
+                response = await self.server.app.answer(request)
+            except Canceled:
+                raise
+            except Error as error:                      # here, and nowhere else
+                response = Response.of_error(error)
+            except MemoryError:
+                self.loop.relieve()
+                response = Response.of_error(Error("service unavailable", "memory is short: try again"))
+            except Exception:
+                self.loop.report(*sys.exc_info())
+                response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
             keep = request is not None and self._may_keep(request, response)
-            self.fresh = False
-            sent = self._send(request, response, keep)
+            self.is_fresh = False
+            sent = await self._send_response(request, response, keep)
         finally:
-            if response and response.after:
-                response.after()
             if request or response:
-                self.server.log.access(self.client_address, request, response and response.status, sent,
-                                       time.monotonic() - began)
+                self.server.log.access(self.client_address[0], request, response, sent, time.monotonic() - began)
         self.waiting_since = time.monotonic()
-        return self._skip_body(request.body) if keep else self._linger()
+        if not keep:
+            await self._linger()
+            return False
+        try:
+            while not request.body.ended:       # of a request that was refused
+                await request.body.read()
+        except Error:
+            return False
+        return True
 
-    def _response_to(self, error):
-        """The one place where what was raised becomes an answer."""
-        if isinstance(error, ClientGone):
-            raise error
-        if isinstance(error, NotAuthorized):
-            self._slow_down()
-        if isinstance(error, socket.timeout):
-            error = RequestTimeout("the request did not come in time")
-        elif not isinstance(error, Error):
-            self.server.handle_error(self.connection, self.client_address)
-            error = Error("a fault of rtot, which its log describes")
-        return Response.of_error(error)
+    # Bytes.
 
-    def _read_head(self, deadline):
+    def _set_watch(self):
+        """Watch the socket for what is wanted now."""
+        reads = self._tls is False or not self.at_end and len(self.buffer) < MAX_BUFFER
+        wanted = READ * reads | WRITE * self._writes
+        if wanted != self._watched:
+            self.loop.watch(self._fd, wanted, self._on_event)
+            self._watched = wanted
+
+    def _on_event(self, events):
+        if events & READ and self._tls is not False:
+            self._take_in()
+        if self._waits:
+            self.task.wake(self.task.number)
+
+    def _take_in(self):
+        """Take what has come into the buffer."""
+        try:
+            data = self.socket.recv(READ_SIZE)
+            while data and self._tls and self.socket.pending() and len(self.buffer) < MAX_BUFFER:
+                self.buffer += data         # the selector can't see what is decrypted already
+                data = self.socket.recv(READ_SIZE)
+        except self.server.blocked:
+            return
+        except OSError:
+            data = None
+        if data:
+            self.buffer += data
+        else:
+            self.at_end = True
+            if data is None or self._attended:
+                self.task.throw(ClientGone())
+        if self.at_end or len(self.buffer) >= MAX_BUFFER:
+            self._set_watch()
+
+    async def _ready(self, error=None):
+        """Wait until the socket is ready: to be read, or if `error` says so, to be written."""
+        self._waits, self._writes = True, error is not None and not isinstance(error, self.server.wants_read)
+        self._set_watch()
+        try:
+            self.task.begin_wait()
+            await suspend()
+        finally:
+            self._waits = self._writes = False
+        self._set_watch()
+
+    async def receive(self):
+        """Wait until more has come into the buffer; return whether it has, and not the end."""
+        size = len(self.buffer)
+        if self._tls and not self.at_end:
+            self._take_in()
+        while len(self.buffer) == size and not self.at_end:
+            await self._ready()
+        return len(self.buffer) > size
+
+    def take(self, size):
+        """Return at most `size` bytes of what has come."""
+        data = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return data
+
+    async def send(self, *parts):
+        """Send all of the parts; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
+        while parts:
+            try:
+                sent = self.socket.send(parts[0]) if self._tls or len(parts) == 1 else self.socket.sendmsg(parts)
+            except self.server.blocked as error:
+                with Deadline(self.loop, SEND_TIMEOUT, ClientGone()):
+                    await self._ready(error)
+                continue
+            except OSError:
+                raise ClientGone() from None
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts[0])
+                parts = parts[1:]
+            if sent:
+                parts = (memoryview(parts[0])[sent:],) + parts[1:]
+
+    # For those who answer.
+
+    def admit(self):
+        """Serve this request to its end, whoever comes: it has the secret."""
+        self.waiting_since, self.is_known = None, True
+
+    async def attend(self, coroutine):
+        """Await it; ClientGone if that has to wait, and the client has closed its side or does so meanwhile."""
+        self._attended = True
+        if self.at_end:
+            self.task.throw(ClientGone())
+        try:
+            return await coroutine
+        finally:
+            self._attended = False
+            self.task.withdraw()
+
+    async def pause(self, seconds):
+        """Wait for some time, or until the client has closed its side."""
+        until = time.monotonic() + seconds
+        timer = self.loop.call_later(seconds, lambda: self.task.wake(self.task.number))
+        while not self.at_end and time.monotonic() < until:
+            await self._ready()
+        self.loop.cancel(timer)
+
+    # Heads and bodies.
+
+    async def _read_head(self):
         """Read and parse a request line and headers; leave the body where it is."""
-        if self.server.tls and self.connection is self.request:
-            raise Malformed("rtot speaks TLS here: use https://")
-        if not re.match(b"[\r" + TOKEN[1:-1], self.wire.buffer):    # a TLS hello, say, that has no line end
-            raise Malformed("this is no HTTP request; rtot speaks HTTP/1.1 here, and http://, not https://")
-        lines = self.wire.head(deadline)
-        if not lines[0]:                    # RFC 9112, 2.2: an empty line before a request is ignored
-            del lines[0]
-        match = lines and REQUEST_LINE.fullmatch(lines[0])
-        if not match or match.group(1) == b"PRI":
-            raise Malformed("the first line has to be like: GET /jobs HTTP/1.1")
-        method, target, major, minor = match.groups()
-        if major != b"1":
-            raise VersionNotSupported("rtot speaks HTTP/1.1 and HTTP/1.0")
-        headers = self._headers(lines[1:])
-        version = 10 if minor == b"0" else 11
-        if version == 11 and b"host" not in headers:
-            raise Malformed("HTTP/1.1 asks for a Host header")
-        if not HOST.fullmatch(headers.get(b"host", b"")):
-            raise Malformed("Host has to be a name or an address, and a port")
-        request = Request(method.decode("ascii"), target, version, headers)
-        request.body = self._body_of(request)
-        request.check, request.admit = self._check, self._admit
-        return request
+        if self.server.tls and not self._tls:
+            raise malformed("rtot speaks TLS here: use https://")
+        if self.buffer.startswith(b"\r\n"):             # RFC 9112, 2.2: an empty line before a request is ignored
+            self.take(2)
+        end = self.buffer.find(b"\r\n\r\n")
+        if end < 0:
+            late = Error("request timeout", "the request did not come in time")
+            with Deadline(self.loop, self.server.limits.head, late):
+                end = await self._end_of_head()
+        check_size(self.buffer, end)
+        parse = parse_head if end > 1000 else parse_small_head
+        return Request(self, parse(self.take(end + 4)[:-2]))
 
-    @staticmethod
-    def _headers(lines):
-        if len(lines) > MAX_HEADERS or any(len(line) > MAX_LINE for line in lines):
-            raise HeadTooLarge("the headers may be %d, and have %d bytes each" % (MAX_HEADERS, MAX_LINE))
-        headers = {}
-        for line in lines:
-            match = HEADER.fullmatch(line)
-            if not match:
-                raise Malformed("a header has to be like: Name: value, without a fold or a control character")
-            name, value = match.group(1).lower(), match.group(2).rstrip(b" \t")
-            if name not in headers:
-                headers[name] = value
-            elif name in (b"host", b"content-length", b"transfer-encoding", b"rtot-secret", b"authorization"):
-                raise Malformed("there may be one %s header" % name.decode("ascii"))
-            else:
-                headers[name] += b", " + value
-        return headers
-
-    def _body_of(self, request):
-        """Find out how long the body is: RFC 9112, 6.3, and nothing that another might read differently."""
-        headers = request.headers
-        length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
-        if coding is not None:
-            if length is not None:
-                raise Malformed("Content-Length and Transfer-Encoding exclude each other")
-            if request.version == 10:
-                raise Malformed("HTTP/1.0 has no Transfer-Encoding")
-            if coding.lower() != b"chunked":
-                raise NotImplementedHere("the one transfer coding that rtot reads is chunked")
-        elif length is not None and not re.fullmatch(LENGTH, length):
-            raise Malformed("Content-Length has to be a decimal number of bytes")
-        size = int(length or 0) if coding is None else None
-        expects = headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
-        return Body(self.wire, size, length is not None or coding is not None,
-                    self._go_on if expects else None)
-
-    def _go_on(self):
-        self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+    async def _end_of_head(self):
+        """Return where the head ends; an Error for one that is known to be wrong before that."""
+        buffer, lines = self.buffer, 0
+        while True:
+            check_size(buffer, len(buffer))
+            if not re.match(b"\r?$|" + TOKEN + b"|$", buffer):
+                raise malformed("this is no HTTP request; rtot speaks HTTP/1.1 here, and http://, not https://")
+            if buffer.count(b"\n") != buffer.count(b"\r\n"):
+                raise malformed("a line has to end with CR LF, and one ended with LF alone")
+            if buffer.count(b"\r\n") > lines:
+                lines = buffer.count(b"\r\n")
+                parse_head(bytes(buffer[:buffer.rfind(b"\n") + 1]), complete=False)
+            if not await self.receive():
+                raise malformed("the head ended before its end") if buffer else ClientGone()
+            if lines == 0 and buffer.startswith(b"\r\n"):
+                self.take(2)
+            end = buffer.find(b"\r\n\r\n")
+            if end >= 0:
+                return end
 
     def _may_keep(self, request, response):
         """May another request follow?  Not where the end of this answer is told by closing."""
-        options = [option.strip() for option in request.headers.get(b"connection", b"").lower().split(b",")]
+        options = request.headers.get(b"connection", b"").lower().replace(b" ", b"").split(b",")
         if request.version == 10 and (b"keep-alive" not in options or response.length is None):
             return False
         body = request.body         # a large one that nobody read is not worth the connection
-        unread = not body.ended and (body.waits or body.length is None or body.remaining > SLICE)
-        return not (unread or response.closes or b"close" in options or self.app.is_stopping())
+        unread = not body.ended and (body.is_held_back or body.length is None or body.remaining > SLICE)
+        return not (unread or response.closes or b"close" in options or self.server.app.is_stopping)
 
-    def _skip_body(self, body):
-        """Throw away what nobody read; return True: another request may follow."""
-        try:
-            while not body.ended:
-                body.read()
-        except (Error, socket.timeout):
-            raise ClientGone() from None
-        return True
-
-    def _admit(self):
-        self.server.connections.admit(self)
-
-    def _slow_down(self):
-        """Let one who guesses wait, unless it is closed for another: this is its answer."""
-        self.fresh = False
-        delay = self.server.failures.note(self.client_address[0])
-        if delay and hung_up(self.connection, delay):
-            raise ClientGone()
-
-    def _check(self):
-        """Raise ClientGone if the client has closed its side, also behind what it has sent and nobody read."""
-        poll = select.poll()
-        poll.register(self.connection, getattr(select, "POLLRDHUP", select.POLLHUP))
-        if poll.poll(0):
-            raise ClientGone()
-
-    @staticmethod
-    def _head(request, response, keep, chunked):
-        lines = ["HTTP/1.1 %d %s" % (response.status, REASONS[response.status]), common_headers(int(time.time()))]
-        headers = response.headers + [("Content-Security-Policy", response.policy)]
-        if chunked:
-            headers.append(("Transfer-Encoding", "chunked"))
-        elif response.length is not None and response.status != 204:
-            headers.append(("Content-Length", str(response.length)))
-        if not keep:
-            headers.append(("Connection", "close"))
-        elif request.version == 10:
-            headers.append(("Connection", "keep-alive"))
-        for name, value in headers:
-            if "\r" in value or "\n" in value:
-                raise ValueError("a header that goes out has a line end: %s" % name)
-            lines.append("%s: %s" % (name, value))
-        return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
-
-    def _send(self, request, response, keep):
-        """Write the answer; return how many bytes of body were sent."""
-        chunked = response.length is None and request.version == 11
-        head = self._head(request, response, keep, chunked)
+    async def _send_response(self, request, response, keep):
+        """Send the answer; return the bytes of its body."""
+        head, body = response_head(request, response, keep), response.body
         if request is not None and request.method == "HEAD":
-            self.wire.send(head)
-            return 0
-        if isinstance(response.body, bytes):
-            self.wire.send(head + response.body)       # in one send: with two, Nagle cost 44 ms an answer
-            return len(response.body)
-        self.wire.send(head)
-        sent = 0
-        for data in response.body:
-            if not data:
-                self._check()
-                continue
-            self.wire.send(*((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,)))
-            sent += len(data)
-        if chunked:
-            trailers = response.trailers() if response.trailers else ()
-            lines = ["%s: %s\r\n" % pair for pair in trailers]
-            self.wire.send(("0\r\n" + "".join(lines) + "\r\n").encode("latin-1"))
+            if not isinstance(body, bytes):
+                body.close()
+            body = b""
+        if isinstance(body, bytes):
+            await self.send(head + body)        # in one: with two, Nagle's algorithm cost 44 ms an answer
+            return len(body)
+        chunked, whole, sent = response.length is None and request.version == 11, False, 0
+        try:
+            await self.send(head)
+            while True:
+                data = await body.read()
+                if not data:
+                    break
+                await self.send(*((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,)))
+                sent += len(data)
+                if sent // TURN_BYTES != (sent - len(data)) // TURN_BYTES:
+                    await self.loop.turn()
+            if chunked:
+                trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
+                await self.send(("0\r\n%s\r\n" % trailers).encode("latin-1"))
+            whole = True
+        finally:
+            body.close()
+            if not whole and not chunked and response.length is None:       # or closing would seem its proper end
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return sent
 
-    def _linger(self):
-        """Close so that the client gets the answer: a reset on unread data could overtake it (RFC 9112, 9.6).
-
-        Return False: no request follows.
-        """
-        deadline, remaining = self.waiting_since + LINGER, LINGER_BYTES
+    async def _linger(self):
+        """Close so that the client gets the answer: a reset on unread data could overtake it (RFC 9112, 9.6)."""
+        seconds, remaining = (KNOWN_LINGER, KNOWN_LINGER_BYTES) if self.is_known else (LINGER, LINGER_BYTES)
         try:
-            if self.connection is not self.request:
-                self._say_goodbye()
-            self.connection.shutdown(socket.SHUT_WR)
-            while remaining > 0 and self.wire.receive(deadline - time.monotonic()):
-                remaining -= len(self.wire.buffer)
-                self.wire.buffer.clear()
-        except OSError:             # it did not wait for us, or does not close
+            if self._tls:       # without its close_notify, a body that is ended by closing would seem cut off
+                self.socket.unwrap()
+        except (OSError, ValueError):       # the client still sends, or is gone
             pass
-        return False
-
-    def _say_goodbye(self):
-        """End TLS; without its close_notify a body that is ended by closing would seem cut off (RFC 8446, 6.1)."""
-        self.connection.settimeout(LINGER)
         try:
-            self.connection.unwrap()
-        except (OSError, ValueError):       # it still sends, or is gone
-            pass
+            self.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+        self._tls, until = None, time.monotonic() + seconds
+        while remaining > 0 and not self.evicted:
+            remaining -= len(self.buffer)
+            self.buffer.clear()
+            with Deadline(self.loop, min(LINGER, until - time.monotonic()), ClientGone()):
+                if not await self.receive():
+                    return
+
+    async def _shake_hands(self):
+        """Begin TLS, in the time that a head may take; one who speaks plain HTTP gets an answer that says so."""
+        self._tls = False
+        with Deadline(self.loop, self.server.limits.head, ClientGone()):
+            while not self._tls:
+                try:
+                    if self.socket is self.request:
+                        if self.socket.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE:
+                            self._tls = None
+                            return
+                        self.socket = self.server.tls.wrap_socket(self.socket, server_side=True,
+                                                                  do_handshake_on_connect=False)
+                    self.socket.do_handshake()
+                    self._tls = True
+                except self.server.blocked as error:
+                    await self._ready(None if isinstance(error, BlockingIOError) else error)
+                except OSError as error:            # ssl.SSLError is one
+                    self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
+                    raise ClientGone() from error
+
+    def evict(self):
+        """Close it to make room for another; one that has no answer yet gets a 503."""
+        self.evicted = True
+        error = Error("service unavailable", IN_USE, [("Retry-After", "1")])
+        error.closes = True
+        self.task.throw(error if self.is_fresh and not self.server.tls else ClientGone())
 
 
-class Failures:
-    """Counts wrong secrets by address, and says how long the answer to one has to wait.
-
-    Only wrong ones wait: whoever has the secret is not held up, not even from the same address, which
-    behind a proxy is everybody's.  `lock` guards the counts.
-    """
-
-    FREE, STEP, MOST = 5, 0.1, 2.0      # failures without a delay; s, doubled with each more; s
-    FORGET, ADDRESSES = 60.0, 1000      # s after which an address is forgotten; how many are remembered
-
-    def __init__(self):
-        self.lock = threading.Lock()
-        self._counts = collections.OrderedDict()        # (count, time of the last), the latest last
-
-    def note(self, address):
-        """Count a failure from the address; return the delay in seconds."""
-        now = time.monotonic()
-        with self.lock:
-            count, last = self._counts.pop(address, (0, now))
-            count = count + 1 if now - last < self.FORGET else 1
-            self._counts[address] = count, now
-            if len(self._counts) > self.ADDRESSES:
-                self._counts.popitem(last=False)
-        return min(self.MOST, self.STEP * 2 ** min(count - self.FREE - 1, 10)) if count > self.FREE else 0.0
-
-
-class Connections:
-    """The open connections.  `lock` guards the set."""
-
-    def __init__(self, limit):
-        self.limit = limit
-        self.lock = threading.Lock()
-        self.quiet = threading.Condition(self.lock)     # notified when one closes, or has been answered
-        self._open = set()
-        self.came = threading.Semaphore(0)      # released by each that is added
-        self.draining = False
-
-    def add(self, connection):
-        with self.lock:
-            self._open.add(connection)
-        self.came.release()
-
-    def remove(self, connection):
-        with self.lock:
-            self._open.discard(connection)
-            self.quiet.notify_all()
-
-    def admit(self, connection):
-        """Serve its request to the end, whoever comes; ClientGone, so that nothing is run, if it was closed before."""
-        with self.lock:
-            if connection not in self._open:
-                raise ClientGone()
-            connection.waiting_since, connection.known = None, True
-
-    def now_waits(self):
-        with self.lock:
-            self.quiet.notify_all()
-
-    def make_room(self, scarce):
-        """Return whether one more may come in: if all places are taken, or descriptors scarce, for one that waits."""
-        with self.lock:
-            full = scarce or len(self._open) >= self.limit
-        return not full or self.close_one()
-
-    def close_one(self):
-        """Close the one that has waited longest; return whether there was one.
-
-        Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.
-        """
-        prompt = time.monotonic() - PROMPT
-        with self.lock:
-            waiting = [(1 if one.known else 2 * (one.fresh and since > prompt), since, id(one), one)
-                       for one in self._open for since in (one.waiting_since,) if since is not None]
-            if not waiting:
-                return False
-            victim = min(waiting)[3]
-            self._open.discard(victim)
-        victim.hang_up()
-        return True
-
-    def drain(self, seconds):
-        """Wait until no request is being served, at most so long."""
-        with self.lock:
-            self.draining = True
-            self.quiet.wait_for(lambda: all(one.waiting_since is not None for one in self._open), seconds)
-
-
-def show_address(address):
-    host, port = address[:2]
-    if port is None:
-        return "unix:" + host
-    return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
-
-
-def remove_file(path, log):
-    """Remove a file that is ours; say so if that can't be."""
+def identity(path):
+    """Return what tells a file from a successor of the same name, while one has it open; None if there is none."""
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remove_ours(path, ours, log):
+    """Remove a file, unless the name is another's by now; say so if that can't be."""
+    try:
+        if identity(path) == ours:
+            os.unlink(path)
     except OSError as error:
         log.event("cannot remove %s: %s" % (path, error.strerror))
 
 
-def lacks_memory():
-    """Can't even as much be had as the stack of a thread takes?"""
-    try:
-        import mmap         # malloc might find as much in what it has kept
-        mmap.mmap(-1, 2 * STACK_SIZE).close()
-    except (OSError, ImportError, MemoryError):
-        return True
-    return False
+def show_address(address):
+    host, port = address[:2]
+    return "unix:" + host if port is None else "%s:%d" % ("[%s]" % host if ":" in host else host, port)
 
 
-class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """Accepts connections in its own thread and gives each a thread of its own."""
+class Server(socketserver.TCPServer):
+    """Listens, and makes a Connection of each client that it lets in."""
 
     allow_reuse_address = True
-    daemon_threads = True
     request_queue_size = BACKLOG
-    _path = None            # of the Unix socket that we made
+    _made = None            # the path and identity of the Unix socket that we made
 
-    def __init__(self, address, app, log, limits, tls=None):
+    def __init__(self, address, loop, app, log, limits, tls=None):
         """Listen on (host, port), where "" is all addresses, on (path of a Unix socket, None), or take over a socket.
 
+        `limits` are the connections and descriptors, and the seconds for a head, without a byte of a body, and idle.
         `tls` is an ssl.SSLContext, or None.  OSError if it can't be.
         """
-        self.app, self.log, self.limits, self.tls = app, log, limits, tls
-        self.connections, self.failures = Connections(limits.connections), Failures()
+        self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
+        self.connections, self.blocked, self.wants_read = set(), BlockingIOError, ()
+        if tls:
+            import ssl
+            self.blocked = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+            self.wants_read = ssl.SSLWantReadError
         if isinstance(address, socket.socket):
             super().__init__(None, Connection, bind_and_activate=False)
             self.socket.close()
             self.socket, self.address_family = address, address.family
             self.server_address = address.getsockname()
-            return
-        host, port = address
-        if port is None:
+        elif address[1] is None:
             self.address_family = socket.AF_UNIX
-            super().__init__(host, Connection)
-            return
-        try:
-            self._bind(host or "::", port)
-        except OSError as error:
-            if host or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
-                raise
-            self._bind("0.0.0.0", port)     # a host without IPv6
+            super().__init__(address[0], Connection)
+        else:
+            try:
+                self._bind(address[0] or "::", address[1])
+            except OSError as error:        # a host without IPv6; OpenBSD, whose IPv6 sockets take no IPv4
+                if address[0] or error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+                self._bind("0.0.0.0", address[1])
+        self.socket.setblocking(False)
 
     def _bind(self, host, port):
         name = host.encode("ascii" if re.fullmatch("[!-~]*", host) else "idna")     # that codec takes 2 ms to import
@@ -2692,36 +2560,34 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
         super().__init__(address, Connection)
 
     def server_bind(self):
-        if self.address_family == socket.AF_UNIX:
-            self._remove_stale()
-            previous = os.umask(0o177)      # for its user alone; no thread runs yet
-            try:
-                super().server_bind()
-                self._path = self.server_address
-            finally:
-                os.umask(previous)
-            return
         if self.address_family == socket.AF_INET6:      # "::" means IPv4 too
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
-
-    def _remove_stale(self):
-        """Remove a socket on which nobody listens any more; one that lives makes bind fail."""
+        if self.address_family != socket.AF_UNIX:
+            super().server_bind()
+            return
+        # For our user alone, in the place of one on which nobody listens any more.  The directory is locked: of two
+        # servers that both find such a one, the second must not remove the first one's.
+        import fcntl
+        path = self.server_address
+        lock = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
+        previous = os.umask(0o177)
         try:
-            if not stat.S_ISSOCK(os.stat(self.server_address).st_mode):
-                return
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(self.server_address)
-        except ConnectionRefusedError:
-            os.unlink(self.server_address)
-        except FileNotFoundError:
-            pass
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
+                with socket.socket(socket.AF_UNIX) as probe:
+                    if probe.connect_ex(path) == errno.ECONNREFUSED:
+                        os.unlink(path)
+            super().server_bind()
+            self._made = path, identity(path)
+        finally:
+            os.umask(previous)
+            os.close(lock)
 
     def server_close(self):
+        if self._made:                      # while it is open: the number of an inode is used again
+            remove_ours(*self._made, log=self.log)
+            self._made = None
         super().server_close()
-        if self._path is not None:      # ours: TCPServer closes what it could not bind, too
-            remove_file(self._path, self.log)
-            self._path = None
 
     @property
     def url(self):
@@ -2729,73 +2595,79 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
             return show_address((self.server_address, None))
         return "%s://%s/" % ("https" if self.tls else "http", show_address(self.server_address))
 
-    def get_request(self):
-        try:
-            connection, address = super().get_request()
-        except (OSError, MemoryError) as error:
-            if getattr(error, "errno", errno.ENOMEM) in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self.connections.close_one()
-                time.sleep(0.1)             # what waits stays readable, so the loop would spin
-            raise OSError() from error      # for which socketserver goes on
-        if self.address_family == socket.AF_UNIX:
-            return connection, ("unix", None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)    # for who is cut off without a word
-        for name, value in KEEPALIVE:
-            if hasattr(socket, name):           # other systems have other names, or none
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        if address[0].startswith("::ffff:"):    # IPv4 by way of an IPv6 socket
-            address = (address[0][7:],) + address[1:]
-        return connection, address
+    def start(self):
+        """Accept connections from now on."""
+        self.loop.watch(self.fileno(), READ, self.accept)
 
-    def verify_request(self, request, client_address):
+    def accept(self, events):
+        """Accept some of the clients that wait."""
+        for _ in range(TLS_ACCEPTS if self.tls else ACCEPTS):
+            client = None
+            try:
+                client, address = self.get_request()
+                if self.verify_request(client, address):
+                    self.finish_request(client, address)        # makes the Connection, whose task closes it
+                else:
+                    self.shutdown_request(client)
+            except BlockingIOError:
+                return
+            except (OSError, MemoryError) as error:
+                if client:
+                    client.close()
+                number = getattr(error, "errno", errno.ENOMEM)
+                if number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._make_room() or number == errno.ENOMEM and self.loop.relieve()
+                    self.loop.watch(self.fileno(), 0, None)         # what waits stays readable: the loop would spin
+                    self.loop.call_later(0.1, self.start)
+                return                      # or the client is gone already
+
+    def get_request(self):
+        client, address = super().get_request()
+        if self.address_family == socket.AF_UNIX:
+            return client, ("unix", None)
+        try:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)    # for one that is cut off without a word
+            for name, value in KEEPALIVE:
+                if hasattr(socket, name):           # other systems have other names, or none
+                    client.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        except OSError:                             # it is gone, which we will see (macOS)
+            pass
+        return client, (re.sub("^::ffff:", "", address[0]),) + address[1:]      # IPv4 by way of an IPv6 socket
+
+    def verify_request(self, client, address):
+        """Is there room for one more?  Else answer 503, if that takes no time, as TLS would."""
         most = self.limits.descriptors          # the lowest that is free is taken: a high one is one of the last
-        scarce = request.fileno() >= most - min(SPARE, most // 8)
-        if self.connections.make_room(scarce):
+        scarce = client.fileno() >= most - min(SPARE, most // 8)
+        if not scarce and len(self.connections) < self.limits.connections or self._make_room():
             return True
-        self.refuse(request, "no descriptor is left" if scarce else IN_USE)
+        if not self.tls:
+            response = Response.of_error(Error("service unavailable", "no descriptor is left" if scarce else IN_USE,
+                                               [("Retry-After", "1")]))
+            client.setblocking(False)
+            try:
+                client.send(response_head(None, response, keep=False) + response.body)
+            except OSError:
+                pass
         return False
 
-    def process_request(self, request, client_address):
-        """Serve it in a thread of its own, and wait until that is counted among the connections.
+    def _make_room(self):
+        """Evict the connection that has waited longest for a request; return whether there was one.
 
-        threading.Thread would wait for its thread for ever, and without memory that may never run: nobody was
-        served any more.
+        Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.
         """
-        try:
-            _thread.start_new_thread(self.process_request_thread, (request, client_address))
-            if not self.connections.came.acquire(timeout=TICK) and lacks_memory():
-                self.app.runner.relieve()       # it had none to begin with: Python 3.13 was deaf from there on
-        except (RuntimeError, MemoryError):     # no more threads (EAGAIN), or no memory for one, which is told alike
-            # The C library keeps the stack of one that ends for the next; and malloc, with what is freed in its
-            # midst, may keep all that RLIMIT_AS allows: 445 MB of it kept everybody out, until an idle one went.
-            if not self.connections.close_one() and lacks_memory():
-                self.app.runner.relieve()
-            self.refuse(request, "no more threads can be started")
-            self.shutdown_request(request)
+        prompt = time.monotonic() - PROMPT
+        waiting = [one for one in self.connections if one.waiting_since is not None and not one.evicted]
+        if waiting:
+            min(waiting, key=lambda one: (1 if one.is_known else 2 * (one.is_fresh and one.waiting_since > prompt),
+                                          one.waiting_since)).evict()
+        return bool(waiting)
 
-    def refuse(self, request, why):
-        """Answer 503 if that takes no time: the one thread that accepts can't wait, as TLS would have to."""
-        if self.tls:
-            return
-        response = Response.of_error(Unavailable(why, headers=[("Retry-After", "1")]))
-        request.settimeout(0)
-        try:
-            request.send(Connection._head(None, response, keep=False, chunked=False) + response.body)
-        except OSError:
-            pass
-
-    def handle_error(self, request, client_address):
-        """Called by socketserver for what nobody foresaw: say it, and go on."""
-        if isinstance(sys.exc_info()[1], MemoryError):
-            self.app.runner.relieve()
-        try:
-            import traceback
-            self.log.event("error: " + traceback.format_exc())
-        except (OSError, ImportError):      # no descriptor to open a module with
-            self.log.event("error: %r" % (sys.exc_info()[1],))
-        except MemoryError:                 # nothing to say it with
-            pass
+    async def drain(self, seconds):
+        """Wait until no request is being served, for some seconds at most."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and any(one.waiting_since is None for one in self.connections):
+            await self.loop.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -3024,10 +2896,13 @@ def page():
     return response
 
 
-# -------------------------------------------------------------------------------------- router and app
+# ---------------------------------------------------------------------------------------------- routes
 
 class Parameters:
-    """The query of a request, checked: a parameter that the route does not know, or twice, is a BadRequest."""
+    """The query of a request, checked: a parameter that the route does not know, or twice, is a 400.
+
+    Each method returns None for a parameter that is not given, but where it says otherwise.
+    """
 
     REPEATABLE = ("arg", "env")
 
@@ -3035,12 +2910,11 @@ class Parameters:
         self._values = {}
         for name, value in pairs:
             if name not in known.split():
-                raise BadRequest("there is no parameter %r here; %s" % (
-                    name, "there are: " + known if known else "none is taken"))
+                raise bad("there is no parameter %r here; there are: %s", name, known or "none")
             if name in self._values and name not in self.REPEATABLE:
-                raise BadRequest("%s may be given once" % name)
+                raise bad("%s may be given once", name)
             if b"\0" in value:
-                raise BadRequest("%s has a NUL byte, which no argument can have" % name)
+                raise bad("%s has a NUL byte, which no argument can have", name)
             self._values.setdefault(name, []).append(value)
 
     def __contains__(self, name):
@@ -3050,478 +2924,589 @@ class Parameters:
         """Return the values of one that may be repeated, as bytes."""
         return self._values.get(name, [])
 
-    def bytes(self, name):
-        """Return the value, or None."""
-        return self._values[name][0] if name in self._values else None
-
     def text(self, name):
-        value = self.bytes(name)
-        return None if value is None else readable(value)
+        return readable(self._values[name][0]) if name in self._values else None
 
     def flag(self, name):
-        """A flag alone, =1 and =true mean the same."""
+        """Return whether it is given: alone, =1 and =true mean the same."""
+        if name not in self._values:
+            return False
         value = self.text(name)
-        if value not in (None, "", "1", "true", "0", "false"):
-            raise BadRequest("%s is a flag: alone, =1 or =true, not %r" % (name, value))
+        if value not in ("", "1", "true", "0", "false"):
+            raise bad("%s is a flag: alone, =1 or =true, not %r", name, value)
         return value in ("", "1", "true")
 
-    def seconds(self, name, alone=None):
-        """Return the seconds, or None where there is no such parameter; `alone` is what it means without a value."""
-        value = self.text(name)
-        if value is None or alone is not None and value == "false":
+    def _value(self, name, right, convert):
+        """Return convert(value), which returns None for what is not right."""
+        if name not in self._values:
             return None
-        if alone is not None and value in ("", "true"):
-            return alone
-        if not re.fullmatch(r"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", value, re.ASCII):
-            raise BadRequest("%s is a number of seconds, like 5 or 0.5, not %r" % (name, value))
-        return float(value)
+        value = convert(self.text(name))
+        if value is None:
+            raise bad("%s is %s, not %r", name, right, self.text(name))
+        return value
+
+    def seconds(self, name, alone=None):
+        """Return the seconds; `alone`, if it is not None, where it is given without a value."""
+        if alone is not None and self.text(name) in ("", "true", "false"):
+            return None if self.text(name) == "false" else alone
+        return self._value(name, "a number of seconds, like 5 or 0.5", lambda text: float(text) if re.fullmatch(
+            r"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", text, re.ASCII) else None)
 
     def number(self, name, least, most):
-        """Return the whole number, or None."""
-        value = self.text(name)
-        if value is None:
-            return None
-        if not re.fullmatch("[0-9]{1,9}", value, re.ASCII) or not least <= int(value) <= most:
-            raise BadRequest("%s is a whole number from %d to %d, not %r" % (name, least, most, value))
-        return int(value)
+        return self._value(name, "a whole number from %d to %d" % (least, most), lambda text: int(text) if re.fullmatch(
+            "[0-9]{1,18}", text, re.ASCII) and least <= int(text) <= most else None)
+
+    def size(self, name, most):
+        """Return the bytes of a size, up to `most`."""
+        return self._value(name, "a size like 4096, 64K, 16M or 1G, up to %d here" % most, lambda text: size_in_bytes(
+            text) if 0 < (size_in_bytes(text) or 0) <= most else None)
 
     def fields(self):
-        """Return the names of the fields of a job to show."""
+        """Return the names of the fields of a job to show, in the order asked for."""
         value = self.text("fields")
         if value is None:
-            return DEFAULT_FIELDS
-        names = [name for name in value.split(",") if name]
+            return TEXT_FIELDS if self.flag("text") else DEFAULT_FIELDS
+        names = tuple(name for name in value.split(",") if name)
         for name in names:
             if name not in VIEW and name != "all":
-                raise BadRequest("there is no field %r; there are: %s, and all" % (name, " ".join(VIEW)))
-        return tuple(name for name in VIEW if name in names or name in ALWAYS or "all" in names)
+                raise bad("there is no field %r; there are: %s, and all", name, " ".join(VIEW))
+        return tuple(VIEW) if "all" in names else names
 
-    def state(self):
-        value = self.text("state")
-        if value is not None and value not in STATES:
-            raise BadRequest("there is no state %r; there are: %s" % (value, " ".join(STATES)))
-        return value
+    def selection(self, destroys):
+        """Return the state and the label to select jobs by.
 
-    def label(self):
-        """Return the label to select by, or None."""
-        value = self.text("label")
-        if value == "":         # as from a variable of the shell that is not set
-            raise BadRequest("label is empty: name one, or leave it out for all")
-        return value
+        What is empty, as from a variable of the shell that is not set, is for all; where that destroys, it is a 400.
+        """
+        for name in ("state", "label"):
+            if destroys and self.text(name) == "":
+                raise bad("%s is empty: give a value, or leave it out for all", name)
+        if self.text("state") not in (None, "") + tuple(STATES):
+            raise bad("there is no state %r; there are: %s", self.text("state"), " ".join(STATES))
+        return self.text("state") or None, self.text("label") or None
 
     def signal(self):
-        """Return the number of the signal INT, SIGINT or 2, or None."""
+        """Return the number of the signal INT, SIGINT or 2."""
         value = self.text("signal")
         if value is None:
             return None
-        if re.fullmatch("[0-9]{1,2}", value, re.ASCII) and 0 < int(value) < signal.NSIG:
-            return int(value)
-        name = value.upper()
-        name = name if name.startswith("SIG") else "SIG" + name
-        if name not in signal.Signals.__members__:
-            raise BadRequest("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers "
-                             "from 1 to %d" % (value, signal.NSIG - 1))
-        return int(signal.Signals[name])
+        number = int(value) if re.fullmatch("[0-9]{1,2}", value, re.ASCII) else signal_number(value)
+        if not number or number >= signal.NSIG:
+            raise bad("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d",
+                      value, signal.NSIG - 1)
+        return number
 
-    def terminal(self):
-        """Return the Terminal of rows and cols, 24 and 80 by default."""
-        return Terminal(self.number("rows", 1, 65535) or 24, self.number("cols", 1, 65535) or 80)
+    def terminal(self, default=DEFAULT_TERMINAL):
+        """Return (rows, cols)."""
+        return self.number("rows", 1, 65535) or default[0], self.number("cols", 1, 65535) or default[1]
 
-    def options(self):
-        """Return the Options of a new job."""
-        if self._values.keys() <= {"wait", "follow", "fields"}:
-            return PLAIN
+    def options(self, most_output, old=PLAIN):
+        """Return the Options of a new job: what is given here, and the rest as in the `old` ones."""
+        if self._values.keys() <= {"wait", "follow", "attach", "fail", "fields", "text"}:
+            return old
         env = [value.partition(b"=") for value in self.all("env")]
         for name, equals, _ in env:
             if not name or not equals:
-                raise BadRequest("env is like NAME=VALUE, not %r" % readable(name + equals))
-        timeout = self.seconds("timeout")
+                raise bad("env is like NAME=VALUE, not %r", readable(name + equals))
+        timeout, cwd = self.seconds("timeout"), (self.all("cwd") or [None])[0]
         if timeout == 0:
-            raise BadRequest("timeout is a number of seconds over 0")
-        cwd = self.bytes("cwd")
+            raise bad("timeout is a number of seconds over 0")
         if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
-            raise BadRequest("cwd %r is no directory that can be entered; give an absolute path" % readable(cwd))
-        tty = self.flag("tty")
+            raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
+        tty = self.flag("tty") if "tty" in self else bool(old.tty)
         for name in ("rows", "cols"):
             if name in self and not tty:
-                raise BadRequest("%s is for a job with a terminal: give tty too" % name)
-        return Options(args=tuple(self.all("arg")), env=tuple((name, value) for name, _, value in env), cwd=cwd,
-                       timeout=timeout, label=self.text("label") or "", stdin=self.flag("stdin"),
-                       tty=self.terminal() if tty else None)
+                raise bad("%s is for a job with a terminal: give tty too", name)
+        given = {"env": tuple((name, value) for name, _, value in env), "cwd": cwd, "timeout": timeout,
+                 "label": self.text("label"), "stdin": self.flag("stdin"),
+                 "max_output": self.size("max_output", most_output)}
+        return old._replace(args=tuple(self.all("arg")) if "arg" in self else old.args,
+                            tty=self.terminal(old.tty or DEFAULT_TERMINAL) if tty else None,
+                            **{name: value for name, value in given.items() if name in self})
+
+    @functools.lru_cache(maxsize=128)
+    def check_ways(self):
+        """Return wait (in seconds), follow, attach and fail, which not all go together."""
+        if not self._values:
+            return None, False, False, False
+        wait, follow = self.seconds("wait", alone=FOREVER), self.flag("follow")
+        if follow and wait is not None:
+            raise bad("wait answers when the job is complete, follow as it goes: give one of them")
+        if self.flag("attach") and not follow and wait is None:
+            raise bad("attach ends the job when this client disconnects: give wait or follow too")
+        if self.flag("fail") and wait is None:
+            raise bad("fail tells by the status how the job ended: give wait too")
+        return wait, follow, self.flag("attach"), self.flag("fail")
 
 
-Route = collections.namedtuple("Route", "method path handler parameters")
+parse_parameters = functools.lru_cache(maxsize=128)(Parameters)         # clients send the same again and again
 
 
-class Router:
-    """Finds a route by path and method.  {id} in a path stands for the number of a job."""
-
-    def __init__(self, routes):
-        self._by_path = {}
-        for route in routes:
-            self._by_path.setdefault(tuple(route.path.split("/")), {})[route.method] = route
-
-    def find(self, method, path):
-        """Return (route, number as text or None); NotFound or MethodNotAllowed."""
-        parts = path.split("/")
-        if len(parts) > 2 and not parts[-1]:
-            parts.pop()             # /jobs/ is /jobs
-        number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
-        if number is not None:
-            parts[2] = "{id}"
-        methods = self._by_path.get(tuple(parts))
-        if methods is None:
-            raise NotFound("there is nothing at %s; GET / lists what there is" % path)
-        route = methods.get("GET" if method == "HEAD" else method)
-        if route is None:
-            allowed = sorted(methods) + (["HEAD"] if "GET" in methods else [])
-            raise MethodNotAllowed("%s takes %s" % (path, ", ".join(allowed)), headers=[("Allow", ", ".join(allowed))])
-        return route, number
+def bad(message, *values):
+    return Error("bad request", message % values)
 
 
+def size_in_bytes(text):
+    """Return the bytes of 4096, 64K, 16M or 1G; None if it is no such size."""
+    match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
+    return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()] if match else None
+
+
+class Follow:
+    """A body: what a job prints, as it comes, until it is complete; if it does not follow, what it has printed so far.
+
+    What something in the background prints after that does not belong to it: there might be no end.  When bytes were
+    dropped that it has not read, the connection breaks.  When it is closed before the job is complete, abandoned(job)
+    is called, if it is not None.
+    """
+
+    def __init__(self, client, job, which, offset, follows=True, owner=False, abandoned=None):
+        self.client, self.job, self.reader = client, job, Reader(job.output, which, offset, owner)
+        self.follows, self.abandoned = follows, abandoned
+        self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
+
+    async def read(self):
+        """Return what comes next, as soon as there is something; b"" at the end."""
+        job, reader, output = self.job, self.reader, self.job.output
+        while True:
+            if self.end is None and job.is_complete():
+                self.end = output.end[reader.which]
+            if reader.has_lost:
+                raise ClientGone()
+            end = output.end[reader.which] if self.end is None else self.end
+            if reader.offset < end:
+                count, data = self.take(end)
+                reader.advance(count)
+                if data:
+                    return data
+            elif self.end is not None:
+                return self.finish()
+            else:
+                await self.client.attend(job.changed.wait_for(
+                    lambda: reader.offset < output.end[reader.which] or job.is_complete()))
+
+    def take(self, end):
+        """Return how many bytes are taken of the output, up to `end`, and what they become in the answer."""
+        which, offset = self.reader.which, self.reader.offset
+        data = self.job.output.read(which, offset, min(WIDE_READ_SIZE, end - offset))
+        return len(data), data
+
+    def finish(self):
+        """Return what comes at the end."""
+        return b""
+
+    def trailers(self):
+        return [("Rtot-Exit", str(self.job.exit_code)), ("Rtot-Dropped", "0")] if self.follows else ()
+
+    def close(self):
+        self.reader.close()
+        if self.abandoned and not self.job.is_complete():
+            self.abandoned(self.job)
+
+
+class JsonLog(Follow):
+    """The log as lines of JSON, one for each piece, of which none begins or ends within a character."""
+
+    def __init__(self, client, job, offset, follows):
+        import codecs
+        super().__init__(client, job, LOG, offset, follows)
+        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in (OUT, ERR)]
+        self._ends, self._is_finished = [0, 0], False       # where the last piece of each stream ended
+
+    def take(self, end):
+        lines, size = [], 0
+        while len(lines) < STEPS and size < min(SLICE, end - self.reader.offset):
+            offset = self.reader.offset + size
+            stream, ms, data = self.job.output.read_piece(offset, min(SLICE, end - offset))
+            decoder = self._decoders[stream]
+            begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0   # of a character that ends here
+            self._add(lines, offset - begun, ms, stream, decoder.decode(data))
+            size += len(data)
+            self._ends[stream] = offset + len(data)
+        return size, "".join(lines).encode("utf-8", "replace")
+
+    def finish(self):
+        """Return what is left of a character, if no more can come, and how the job ended."""
+        job, lines, ms = self.job, [], self.job.completed // 10 ** 6
+        if job.is_complete() and not self._is_finished:
+            for stream, decoder in enumerate(self._decoders):
+                self._add(lines, self._ends[stream] - len(decoder.getstate()[0]), ms, stream, decoder.decode(b"", True))
+            if self.follows:
+                lines.append(json_line({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code}))
+        self._is_finished = True
+        return "".join(lines).encode("utf-8", "replace")
+
+    @staticmethod
+    def _add(lines, at, ms, stream, text):
+        if text:
+            lines.append(json_line({"at": at, "time": iso_time(ms), "stream": ("out", "err")[stream], "text": text}))
+
+
+def json_line(value):
+    import json
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+try:        # what hmac has; but hmac itself brings 3.8 MB of libcrypto
+    from _operator import _compare_digest as compare_digest
+except ImportError:
+    from hmac import compare_digest
+
+CONDITIONS = frozenset((b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
+                        b"range", b"content-range", b"x-http-method-override"))     # of requests that change something
+UNBUFFERED = ("X-Accel-Buffering", "no")        # for nginx
 FOREVER = float("inf")
 LIVE_END = 2 ** 53 - 1          # the last byte of a body that still grows: RFC 8673, 2.2
 
 
 class App:
-    """What rtot answers.  Handlers take a Request and its Parameters, give a Response, and touch no socket."""
+    """What rtot answers.  A handler takes a Request, its Parameters and a Job, gives a Response, touches no socket."""
 
-    def __init__(self, secret, store, runner, workspace, max_script, max_output, shell=DEFAULT_SHELL):
-        self.secret = secret                # bytes
-        self.store, self.runner, self.workspace = store, runner, workspace
-        self.max_script, self.max_output = max_script, max_output       # bytes
-        self.shell = shell
-        self.router = Router(ROUTES)
-        self.began = time.monotonic()
+    def __init__(self, loop, secret, store, runner, workspace, max_script, max_output, shell):
+        """`secret` and `shell` are bytes, the two limits in bytes."""
+        self.loop, self.secret, self.store, self.runner, self.workspace = loop, secret, store, runner, workspace
+        self.max_script, self.max_output, self.shell = max_script, max_output, shell
+        self.began = self.last_used = time.monotonic()
+        self.is_stopping, self.stopped = False, Condition(loop)
 
-    def answer(self, request):
+    async def answer(self, request):
         """Return the Response to a request; an Error if it can't be served."""
-        reads = request.method in ("GET", "HEAD")
-        if reads and request.path == "/" and b"text/html" in request.headers.get(b"accept", b""):
+        reads, headers = request.method in ("GET", "HEAD"), request.headers
+        if reads and request.path in ("/ping", "/ping/"):
+            await self._refuse_body(request)
+            return await self.ping()
+        if (reads and request.path == "/" and b"text/html" in headers.get(b"accept", b"")
+                and b"rtot-secret" not in headers and b"authorization" not in headers):
             return page()
-        if not reads or request.path not in ("/ping", "/ping/"):
-            self._authorize(request)
-            request.admit()
-        route, number = self.router.find(request.method, request.path)
-        arguments = [] if number is None else [self._job(number)]
-        parameters = Parameters(request.parameters() if request.query else (), route.parameters)
-        return route.handler(self, request, parameters, *arguments)
+        await self._authorize(request)
+        (_, _, handler, known, takes_body), number = find_route(request.method, request.path)
+        job = () if number is None else (self._job(number),)
+        parameters = parse_parameters(request.query, known)
+        for name in CONDITIONS.intersection(headers) if not reads else ():
+            raise bad("rtot knows no conditions, and would ignore the header %s: leave it out", name.decode("ascii"))
+        if not takes_body:
+            await self._refuse_body(request)
+        elif headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
+            raise Error("unsupported media type", "rtot does not decode Content-Encoding: %s: send the body as it is"
+                        % readable(headers[b"content-encoding"]))
+        return await handler(self, request, parameters, *job)
 
-    def is_stopping(self):
-        return self.runner.stopping
+    @staticmethod
+    async def _refuse_body(request):
+        if not request.body.ended:
+            await request.body.read_all(0, "bad request", (
+                "%s %s takes no body: parameters go into the URL, like ?name=value" % (request.method, request.path)))
 
-    def _authorize(self, request):
-        try:
-            import hmac
-        except (OSError, ImportError):      # no descriptor to open the module with
-            raise Unavailable("no descriptor is left") from None
-        given, why = request.headers.get(b"rtot-secret"), "this is not the secret of this server"
+    async def _authorize(self, request):
+        given = request.headers.get(b"rtot-secret")
         if given is None:
             scheme, _, value = request.headers.get(b"authorization", b"").partition(b" ")
             given = value.strip() if scheme.lower() in (b"rtot", b"bearer") else b""
-        if not hmac.compare_digest(given, self.secret):
-            raise NotAuthorized(why if given else "send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
-                                headers=[("WWW-Authenticate", 'Bearer realm="rtot"')])
+        if not compare_digest(given, self.secret):
+            if given:
+                await request.client.pause(WRONG_SECRET)
+            raise Error("not authorized", "this is not the secret of this server" if given else
+                        "send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
+                        [("WWW-Authenticate", 'Bearer realm="rtot"')])
+        request.client.admit()
+        if b"rtot-poll" not in request.headers:         # of the page, which may have been forgotten
+            self.last_used = time.monotonic()
+        import_later()
 
     def _job(self, text):
-        """Return the job of that number."""
-        if not re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
-            raise BadRequest('"%s" is no number of a job: GET /jobs lists them' % text, error="invalid job number")
-        job = self.store.get(int(text))
+        """Return the job of that number, or the last."""
+        if text == "last":
+            job = next(iter(self.store.select(last=1)), None)
+        elif re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
+            job = self.store.get(int(text))
+        else:
+            raise Error("invalid job number", '"%s" is no number of a job, nor last: GET /jobs lists them' % text)
         if job is None:
-            raise NotFound("there is no job %s, or no longer" % text, error="no such job", extra={"jobs": []})
+            raise Error("no such job", "there is no job %s, or no longer" % text, jobs=[])
         return job
 
     # The server.
 
-    def ping(self, request, parameters):
+    async def ping(self, *_):
         text = '{\n  "message": "still here",\n  "uptime": "%s"\n}\n' % self._uptime()     # json takes 2 ms to import
         return Response(200, text.encode("utf-8"), JSON)
 
     def _uptime(self):
         return go_duration(round(time.monotonic() - self.began, 3))
 
-    def root(self, request, parameters):
-        import pwd
-        try:
-            user = pwd.getpwuid(os.geteuid()).pw_name
-        except KeyError:
-            user = str(os.geteuid())
-        links = collections.OrderedDict()
-        for route in ROUTES:
-            name = route.path.strip("/").replace("/{id}", ".byID").replace("/", ".")
-            query = "{?%s}" % route.parameters.replace(" ", ",") if route.parameters else ""
+    async def root(self, request, parameters):
+        links = {}
+        for _, path, _, parameters, _ in ROUTES:
+            name = path.strip("/").replace("/{id}", ".byID").replace("/", ".")
+            query = "{?%s}" % parameters.replace(" ", ",") if parameters else ""
             if name:
-                links.setdefault(name, route.path.replace("{id}", "{jobs.id}") + query)
-        counts = collections.Counter(job.state for job in self.store.select())
-        return Response.json(200, collections.OrderedDict([
-            ("links", links),
-            ("version", __version__),
-            ("host", socket.gethostname()),
-            ("user", user),
-            ("python", "%d.%d.%d" % sys.version_info[:3]),
-            ("uptime", self._uptime()),
-            ("jobs", collections.OrderedDict((state, counts[state]) for state in STATES)),
-        ]))
+                links.setdefault(name, path.replace("{id}", "{jobs.id}") + query)
+        return Response.json(200, {
+            "links": links, "version": __version__, "host": socket.gethostname(), "user": user_name(),
+            "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self._uptime(),
+            "jobs": {state: len(self.store.select(state)) for state in STATES}})
 
-    def die(self, request, parameters):
-        return Response(204, after=self.runner.stop)
+    async def die(self, request, parameters):
+        self.stop()
+        return Response(204)
+
+    def stop(self):
+        """Let the server end."""
+        self.is_stopping = True
+        self.stopped.notify_all()
 
     # Jobs.
 
-    def create(self, request, parameters):
-        options, fields = parameters.options(), parameters.fields()
-        wait, follow = parameters.seconds("wait", alone=FOREVER), parameters.flag("follow")
-        if follow and wait is not None:
-            raise BadRequest("wait answers when the job is complete, follow as it goes: give one of them")
-        if not request.body.stated:
-            raise LengthRequired("POST the script as the body, as by curl --data-binary @file")
-        if request.headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-            raise BadRequest("a form, as curl -F makes it, is no script, and its headers are not to be run: "
-                             "POST the script alone, as by curl --data-binary @file")
-        if request.body.length is None or request.body.length >= MIB:
-            map_large_blocks()
-        script = request.body.read_all(self.max_script, "a script")
-        if not script:
-            raise BadRequest("the script is empty: POST it as the body, as by curl --data-binary @file")
-        if not script.startswith(b"#!"):
-            script = b"#!" + self.shell + b"\n" + script
-        if self.is_stopping():
-            raise Unavailable("the server is about to exit")
-        file = self.workspace.write(script)
-        job = Job(script, options, self.max_output)
+    async def create(self, request, parameters):
+        if request.length == 0 and b"content-length" not in request.headers:
+            raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
+        return await self._create(request, parameters, PLAIN, None)
+
+    async def again(self, request, parameters, job):
+        return await self._create(request, parameters, job.options, job.script)
+
+    async def _create(self, request, parameters, old, script):
+        """Make a job of the body, or else of the script, and of the parameters, or else of the old Options."""
+        options, fields = parameters.options(self.max_output, old), parameters.fields()
+        wait, follow, attach, fail = parameters.check_ways()
+        script = await self._script(request, script)
+        if self.is_stopping:
+            raise Error("service unavailable", "the server is about to exit")
+        path = self.workspace.write(script)
+        job = Job(self.loop, script, options, options.max_output or self.max_output)
         try:
             self.store.add(job)
-            headers = [("Location", job.href)]
-            if follow:
-                answer = self._followed(201, job, Reader(job.output, None, [0, 0]), headers)
-            else:
-                answer = None if wait is not None else Response.of_pieces(201, jobs_json([job], fields), headers)
-        except BaseException:           # nothing stays of what will not run
-            self.store.remove(job.id)
-            file.close()
+        except Error:
+            self.workspace.remove(path)
             raise
-        self.runner.submit(job, file)
-        if answer:
-            return answer
-        return Response.of_pieces(201 if self._wait(job, wait, request) else 202, jobs_json([job], fields), headers)
+        self.runner.submit(job, path)
+        headers, abandoned = [("Location", job.href)], self.runner.abandon if attach else None
+        if follow:
+            body = Follow(request.client, job, LOG, 0, owner=True, abandoned=abandoned)
+            response = Response(201, body, TEXT, headers + [UNBUFFERED])
+        else:
+            await self._wait(request, job, wait or 0, abandoned)
+            status = 424 if fail and job.has_failed() else 201 if wait is None or job.is_complete() else 202
+            response = self._jobs(status, parameters, [job], fields, headers)
+        response.job = job.id
+        return response
 
-    def list(self, request, parameters):
-        last = parameters.number("last", 0, 10 ** 9 - 1)
-        jobs = self.store.select(parameters.state(), parameters.label(), last)
-        return Response.of_pieces(200, jobs_json(jobs, parameters.fields()))
+    async def _script(self, request, old):
+        """Return the script in the body, with a #! line, or the old one if there is none."""
+        script = await request.body.read_all(self.max_script, "content too large", (
+            "a script may have %d bytes here: start rtot with more --max-script" % self.max_script))
+        if not script and old is not None:
+            return old
+        if script.startswith(b"\xef\xbb\xbf"):          # the byte order mark of UTF-8, as editors on Windows write it
+            script = script[3:]
+        if not script:
+            raise bad("the script is empty: POST it as the body, as by curl --data-binary @file")
+        boundary = script.startswith(b"--") and re.search(b'^multipart/.*boundary="?([^";,]+)',
+                                                          request.headers.get(b"content-type", b""), re.I)
+        if boundary and script.startswith(b"--" + boundary.group(1)):
+            raise bad("a form, as curl -F makes it, is no script: POST the script, as by curl --data-binary @file")
+        return script if script.startswith(b"#!") else b"#!" + self.shell + b"\n" + script
 
-    def delete_all(self, request, parameters):
-        jobs = self.store.select(parameters.state(), parameters.label())
-        self.runner.forget([job for job in jobs if self.store.remove(job.id)])
+    @staticmethod
+    def _jobs(status, parameters, jobs, fields, headers=()):
+        """Return the jobs as JSON, or as text if that is asked for."""
+        if parameters.flag("text"):
+            return Response.of_pieces(status, jobs_text(jobs, fields), TEXT, headers)
+        return Response.of_pieces(status, jobs_json(jobs, fields), JSON, headers)
+
+    async def list(self, request, parameters):
+        jobs = self.store.select(*parameters.selection(destroys=False), parameters.number("last", 0, 10 ** 9 - 1))
+        return self._jobs(200, parameters, jobs, parameters.fields())
+
+    async def delete_all(self, request, parameters):
+        jobs = self.store.select(*parameters.selection(destroys=True))
+        for job in jobs:
+            self.store.remove(job)
+        self.runner.forget(jobs)
         return Response(204)
 
-    def get(self, request, parameters, job):
-        fields, seconds = parameters.fields(), parameters.seconds("wait", alone=FOREVER)
-        status = 200 if self._wait(job, seconds or 0, request) else 202
-        return Response.of_pieces(status, jobs_json([job], fields), [("Location", job.href)])
+    async def get(self, request, parameters, job):
+        fields, (wait, _, _, fail) = parameters.fields(), parameters.check_ways()
+        await self._wait(request, job, wait or 0)
+        status = 424 if fail and job.has_failed() else 200 if job.is_complete() else 202
+        return self._jobs(status, parameters, [job], fields, [("Location", job.href)])
 
-    def delete(self, request, parameters, job):
-        self.store.remove(job.id)
+    async def delete(self, request, parameters, job):
+        self.store.remove(job)
         self.runner.forget([job])
         return Response(204)
 
-    def script(self, request, parameters, job):
+    async def script(self, request, parameters, job):
         size = len(job.script)
-        return Response(200, job.script if size <= SLICE else slices(job.script, SLICE), TEXT, length=size)
+        return Response(200, job.script if size <= SLICE else Pieces(slices(job.script)), TEXT, length=size)
 
-    def exit(self, request, parameters, job):
-        if not self._wait(job, parameters.seconds("wait", alone=FOREVER) or 0, request):
-            return Response(202)
-        return Response(200, b"%d\n" % job.exit_code, TEXT)
+    async def exit(self, request, parameters, job):
+        await self._wait(request, job, parameters.seconds("wait", alone=FOREVER) or 0)
+        return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
 
-    def _wait(self, job, seconds, request):
-        """Wait until the job is complete or the seconds have passed; return whether it is."""
-        until = time.monotonic() + seconds
-        while not job.wait_for_end(min(TICK, until - time.monotonic())):
-            if time.monotonic() >= until:
-                return False
-            request.check()
-        return True
+    @staticmethod
+    async def _wait(request, job, seconds, abandoned=None):
+        """Wait until the job is complete, or the seconds have passed; call abandoned(job) if the client disconnects."""
+        if job.is_complete():
+            return
+        try:
+            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds == FOREVER else seconds))
+        except ClientGone:
+            if abandoned:
+                abandoned(job)
+            raise
 
     # Output.
 
-    def out(self, request, parameters, job):
-        return self._output(request, parameters, job, OUT)
+    async def out(self, request, parameters, job):
+        return await self._output(request, parameters, job, OUT)
 
-    def err(self, request, parameters, job):
-        return self._output(request, parameters, job, ERR)
+    async def err(self, request, parameters, job):
+        return await self._output(request, parameters, job, ERR)
 
-    def log(self, request, parameters, job):
-        return self._output(request, parameters, job, None)
+    async def log(self, request, parameters, job):
+        if not parameters.flag("json"):
+            if "from" in parameters:
+                raise bad("from is a position in the log as log?json tells it: give json too")
+            return await self._output(request, parameters, job, LOG)
+        if "from" in parameters and "tail" in parameters:
+            raise bad("from and tail both say where to begin: give one of them")
+        offset = parameters.number("from", 0, LIVE_END)
+        if offset is None:
+            offset = await self._beginning(parameters, job, LOG)
+        elif offset > job.output.end[LOG]:
+            raise Error("range not satisfiable", "the log has %d bytes" % job.output.end[LOG])
+        body = JsonLog(request.client, job, max(offset, job.output.start[LOG]), parameters.flag("follow"))
+        return Response(200, body, JSON_LINES, [("Rtot-Dropped", str(job.output.start[LOG])), UNBUFFERED])
 
-    def _output(self, request, parameters, job, which):
-        """Answer with what the job has printed: all, from the place that Range names, or the last lines."""
-        follow, tail = parameters.flag("follow"), parameters.number("tail", 0, 10 ** 9 - 1)
-        span = self._span(request, follow) if which is not None else None
-        if span and tail is not None:
-            raise BadRequest("Range and tail both say where to begin: give one of them")
-        output, small = job.output, None
-        at = [0, 0] if tail is None else job.tail(tail, which)
-        with job.lock:
-            reader = Reader(output, which, [max(place, stream.start) for place, stream in zip(at, output.streams)])
-            headers = [("Rtot-Dropped", str(reader.source.start))]
-            end = reader.source.end
-            if span:
-                end = self._place(reader, span, follow, headers, job.is_complete())
-            length = end - reader.position
-            if not follow and length <= SLICE:
-                small = self._read(reader, length)
-        status = 206 if span else 200
-        if follow:
-            return self._followed(status, job, reader, headers)
-        if small is not None:
-            return Response(status, small, TEXT, headers)
-        return Response(status, self._whole(job, reader, length), TEXT, headers, length=length)
+    async def _beginning(self, parameters, job, which):
+        """Return the offset at which to begin: that of the last lines, or of what is kept."""
+        lines = parameters.number("tail", 0, 10 ** 9 - 1)
+        return job.output.start[which] if lines is None else await job.output.tail(which, lines, self.loop.turn)
 
-    @staticmethod
-    def _span(request, follow):
-        """Return (first, last or None) of a Range: bytes=N-, N-M or -N; None if there is none to heed.
+    async def _output(self, request, parameters, job, which):
+        """Answer with what the job has printed: all, from the byte that Range names, or the last lines.
 
-        RFC 9110, 14.2: what is not understood, as several ranges, is as if it were not there; and If-Range
-        asks for a validator, which these bodies have not.
+        206 tells that bytes before the first are missing: they were dropped, or Range did not ask for them.
         """
-        match = re.fullmatch(b"bytes=([0-9]{0,18})-([0-9]{0,18})", request.headers.get(b"range", b""))
-        if (not match or b"if-range" in request.headers or match.group(0) == b"bytes=-"
-                or request.method == "HEAD"):       # RFC 9110, 14.2: it is for GET alone
-            return None
-        first, last = (int(part) if part else None for part in match.groups())
-        if follow and (first is None or last is not None):
-            raise BadRequest("with follow, Range is like bytes=N-")
-        if first is not None and last is not None and last < first:
-            return None
-        return first, last
+        follow, output = parameters.flag("follow"), job.output
+        first = self._range(request) if which != LOG else None
+        if first is not None and "tail" in parameters:
+            raise bad("Range and tail both say where to begin: give one of them")
+        offset = await self._beginning(parameters, job, which) if first is None else first
+        start, end = output.start[which], output.end[which]
+        if offset > end or first is not None and not follow and offset == end:
+            raise Error("range not satisfiable", "there are %d bytes" % end, [("Content-Range", "bytes */%d" % end)])
+        offset, headers, status = max(offset, start), [("Rtot-Dropped", str(start))], 200
+        if first is not None or offset == start > 0:
+            status, last = 206, LIVE_END if follow else max(end - 1, offset)
+            whole = str(end) if job.is_complete() and not follow else "*"
+            headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
+        if not follow and end - offset <= SLICE:
+            return Response(status, b"".join(kept_pieces(output, which, offset, end)), TEXT, headers)
+        return Response(status, Follow(request.client, job, which, offset, follow), TEXT,
+                        headers + [UNBUFFERED] if follow else headers, None if follow else end - offset)
 
     @staticmethod
-    def _place(reader, span, follow, headers, complete):
-        """Set the reader to where the span begins, note that in the headers, return where it ends."""
-        source, (first, last) = reader.source, span
-        end = source.end if last is None or first is None else min(last + 1, source.end)
-        if first is None:
-            first = max(0, source.end - last)
-        if first > source.end or not follow and first == source.end:
-            raise RangeNotSatisfiable("there are %d bytes" % source.end,
-                                      headers=[("Content-Range", "bytes */%d" % source.end)])
-        if end <= source.start and not follow:
-            raise RangeNotSatisfiable("the first %d bytes were dropped" % source.start,
-                                      headers=[("Content-Range", "bytes */%d" % source.end)])
-        first = max(first, source.start)        # what was dropped can't be had: Content-Range tells
-        reader.at[reader.which] = first
-        headers.append(("Content-Range", "bytes %d-%d/%s" % (
-            first, LIVE_END if follow else end - 1, source.end if complete and not follow else "*")))
-        return end
+    def _range(request):
+        """Return the N of Range: bytes=N-, or None; others are as if there were none, which RFC 9110, 14.2 allows.
 
-    @staticmethod
-    def _read(reader, length):
-        """Return exactly `length` bytes; call it with the job's lock."""
-        parts = []
-        while length:
-            parts.append(reader.read(length))
-            length -= len(parts[-1])
-        return b"".join(parts)
-
-    @staticmethod
-    def _whole(job, reader, length):
-        """Yield `length` bytes; if some are dropped meanwhile, what was announced can't be sent any more."""
-        for data in job.slices(reader, length, SLICE):
-            if reader.lost:
-                break
-            yield data
-        if reader.lost:
-            raise ClientGone()
-
-    def _followed(self, status, job, reader, headers):
-        def trailers():
-            return [("Rtot-Exit", str(job.exit_code)), ("Rtot-Dropped", str(reader.lost))]
-        headers = headers + [("X-Accel-Buffering", "no"), ("Trailer", "Rtot-Exit, Rtot-Dropped")]
-        stream = self._follow(job, reader)
-        next(stream)        # it counts as a follower from now on: the client may act on the head at once
-        return Response(status, stream, TEXT, headers, trailers=trailers)
-
-    @staticmethod
-    def _follow(job, reader):
-        """Yield what the job prints as it comes, until it is complete; b"" now and then when it is quiet.
-
-        What something in the background prints after that does not belong to it: there might be no end.
+        If-Range asks for a validator, which these bodies have not.
         """
-        def more():
-            return reader.read(WIDE_READ_SIZE)
-        readers = job.output.readers
-        with job.lock:
-            readers.append(reader)
-        try:
-            yield b""
-            while not job.is_complete():
-                yield job.wait(more, TICK)
-            with job.lock:
-                length = reader.source.end - reader.position
-            yield from job.slices(reader, length, WIDE_READ_SIZE)
-        finally:
-            with job.lock:
-                readers.remove(reader)
+        match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
+        return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
 
     # Talking to a job.
 
-    def stdin(self, request, parameters, job):
+    async def stdin(self, request, parameters, job):
         if not (job.options.stdin or job.options.tty):
-            raise Conflict("job %d has no standard input: POST /jobs?stdin opens one" % job.id)
-        eof = parameters.flag("eof")
-        while not job.wait(lambda: job.state != "new", TICK):
-            request.check()
+            raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
+        eof, body = parameters.flag("eof"), request.body
+        body.timeout = None             # what makes the input may take its time
+        await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
         while True:
-            data = request.body.read()
-            ended = request.body.ended
-            if data or eof and ended:
-                reply = self.runner.feed(job, data, eof and ended)
-                try:
-                    while not reply.wait(TICK):
-                        request.check()
-                except ClientGone:
-                    self.runner.withdraw(job, reply)
-                    raise
-                reply.result()
-            if ended:
+            data = await body.read()
+            if data or eof and body.ended:
+                process = self.runner.process(job)
+                if process is None:
+                    raise Error("conflict", "standard input of job %d is closed" % job.id)
+                await request.client.attend(feed(self.loop, process, data, eof and body.ended))
+            if body.ended:
                 return Response(204)
 
-    def kill(self, request, parameters, job):
-        signum, grace = parameters.signal(), parameters.seconds("grace")
-        if signum is None:
-            signum, grace = signal.SIGTERM, GRACE if grace is None else grace
-        self.runner.kill(job, signum, grace)
+    async def kill(self, request, parameters, job):
+        number, grace = parameters.signal(), parameters.seconds("grace")
+        if number is None:
+            number, grace = signal.SIGTERM, GRACE if grace is None else grace
+        await self.runner.kill(job, number, grace)
         return Response(204)
 
-    def resize(self, request, parameters, job):
+    async def resize(self, request, parameters, job):
         if "rows" not in parameters or "cols" not in parameters:
-            raise BadRequest("give both, as ?rows=24&cols=80")
+            raise bad("give both, as ?rows=24&cols=80")
         terminal = parameters.terminal()
         if not job.options.tty:
-            raise Conflict("job %d has no terminal: POST /jobs?tty gives one" % job.id)
-        self.runner.resize(job, terminal)
+            raise Error("conflict", "job %d has no terminal: POST /jobs?tty gives one" % job.id)
+        process = self.runner.process(job)
+        if process is None or process.terminal is None:
+            raise Error("conflict", "the terminal of job %d is closed" % job.id)
+        set_size(process.terminal, *terminal)
         return Response(204)
 
 
-ROUTES = (
-    Route("GET", "/", App.root, ""),
-    Route("DELETE", "/", App.die, ""),
-    Route("GET", "/ping", App.ping, ""),
-    Route("GET", "/jobs", App.list, "state label last fields"),
-    Route("POST", "/jobs", App.create, "arg env cwd timeout label stdin tty rows cols wait follow fields"),
-    Route("DELETE", "/jobs", App.delete_all, "state label"),
-    Route("GET", "/jobs/{id}", App.get, "fields wait"),
-    Route("DELETE", "/jobs/{id}", App.delete, ""),
-    Route("GET", "/jobs/{id}/out", App.out, "follow tail"),
-    Route("GET", "/jobs/{id}/err", App.err, "follow tail"),
-    Route("GET", "/jobs/{id}/log", App.log, "follow tail"),
-    Route("GET", "/jobs/{id}/script", App.script, ""),
-    Route("GET", "/jobs/{id}/exit", App.exit, "wait"),
-    Route("POST", "/jobs/{id}/stdin", App.stdin, "eof"),
-    Route("POST", "/jobs/{id}/kill", App.kill, "signal grace"),
-    Route("POST", "/jobs/{id}/resize", App.resize, "rows cols"),
+@functools.lru_cache(maxsize=1)
+def user_name():
+    import pwd
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+@functools.lru_cache(maxsize=128)
+def find_route(method, path):
+    """Return (a row of ROUTES, the number of a job as text or None)."""
+    parts = path.split("/")
+    if len(parts) > 2 and not parts[-1]:
+        parts.pop()             # /jobs/ is /jobs
+    number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
+    key = "/".join(parts if number is None else parts[:2] + ["{id}"] + parts[3:])
+    methods = {route[0]: route for route in ROUTES if route[1] == key}
+    if not methods and path.startswith("/"):        # but * and host:80, of OPTIONS and CONNECT
+        raise Error("not found", "there is nothing at %s; GET / lists what there is" % path)
+    route = methods.get("GET" if method == "HEAD" else method)
+    if route is None:
+        allowed = ", ".join(sorted(methods) + (["HEAD"] if "GET" in methods else []))
+        raise Error("method not allowed", "%s takes %s" % (path, allowed), [("Allow", allowed)])
+    return route, number
+
+
+@functools.lru_cache(maxsize=1)
+def import_later():
+    """Import what the first answer does not need."""
+    for name in LATER:
+        __import__(name)
+
+
+NEW = "arg env cwd timeout label max_output stdin tty rows cols wait follow attach fail fields text"
+
+ROUTES = (          # method, path, handler, parameters, whether there is a body
+    ("GET", "/", App.root, "", False),
+    ("DELETE", "/", App.die, "", False),
+    ("GET", "/ping", App.ping, "", False),
+    ("GET", "/jobs", App.list, "state label last fields text", False),
+    ("POST", "/jobs", App.create, NEW, True),
+    ("DELETE", "/jobs", App.delete_all, "state label", False),
+    ("GET", "/jobs/{id}", App.get, "fields text wait fail", False),
+    ("DELETE", "/jobs/{id}", App.delete, "", False),
+    ("GET", "/jobs/{id}/out", App.out, "follow tail", False),
+    ("GET", "/jobs/{id}/err", App.err, "follow tail", False),
+    ("GET", "/jobs/{id}/log", App.log, "follow tail json from", False),
+    ("GET", "/jobs/{id}/script", App.script, "", False),
+    ("GET", "/jobs/{id}/exit", App.exit, "wait", False),
+    ("POST", "/jobs/{id}/again", App.again, NEW, True),
+    ("POST", "/jobs/{id}/stdin", App.stdin, "eof", True),
+    ("POST", "/jobs/{id}/kill", App.kill, "signal grace", False),
+    ("POST", "/jobs/{id}/resize", App.resize, "rows cols", False),
 )
 
 
@@ -3532,19 +3517,22 @@ Run this over there: POST a script over HTTP, and it runs here as an
 asynchronous job; ask, and rtot tells what it has printed and how it ended."""
 
 EPILOG = """\
-try it:
-  curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' http://localhost:8457/jobs
-  curl -H 'Rtot-Secret: secret' http://localhost:8457/jobs/0
+try it, with rtot started by: -a 127.0.0.1:8457 -s secret
+  curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' 'http://127.0.0.1:8457/jobs?follow'
+  curl -H 'Rtot-Secret: secret' -d 'sleep 1; exit 3' 'http://127.0.0.1:8457/jobs?wait'
+  curl -H 'Rtot-Secret: secret' http://127.0.0.1:8457/jobs/last
+?follow shows what a job prints as it comes, ?wait answers when it is complete.
+In a browser, http://127.0.0.1:8457/ is a page that does the same.
 
 environment: RTOT_ADDR, RTOT_SECRET and RTOT_LOG_FORMAT stand for -a, -s and -f.
-sizes take K, M or G. stop it by ^C, SIGTERM, or curl -X DELETE http://localhost:8457/"""
+Sizes take K, M or G. Stop rtot by ^C, SIGTERM, or DELETE http://127.0.0.1:8457/"""
 
 
 class Log:
-    """Lines on standard error: events, and a line for each request; as text or as JSON.
+    """Lines on standard error, or in a file: events, requests, and the ends of jobs; as text or as JSON.
 
-    Neither the secret nor a query string is ever in it, and control bytes are escaped.  Lines are
-    written by write(2), since a daemon thread that holds the lock of sys.stderr breaks the exit.
+    Neither the secret nor a query string nor a script is ever in it, and control bytes are escaped.  A line that would
+    have to wait, as for a terminal that nobody reads, is dropped.
     """
 
     def __init__(self, form, path=None):
@@ -3552,16 +3540,17 @@ class Log:
         self.look_at_stderr()
 
     def look_at_stderr(self):
-        """See what it is now: a pipe, a terminal or a socket that nobody reads would hold us up."""
+        """See what standard error is now, and open it again so that writing to it never waits."""
         if self._fd != 2:
             os.close(self._fd)
-        self._fd, mode = 2, os.fstat(2)
-        self._may_block = not stat.S_ISREG(mode.st_mode) and mode.st_rdev != os.stat(os.devnull).st_rdev
-        if self._may_block:
-            try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
-                self._fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-            except OSError:     # a socket, or no /proc; a terminal may say that it takes more, and not take a line
-                pass
+        self._fd, self._may_block = 2, False
+        if stat.S_ISREG(os.fstat(2).st_mode):
+            return
+        try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
+            self._fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        except OSError:     # a socket, or no /proc
+            self._may_block = True
+        self._may_block = self._may_block or os.isatty(2)       # a terminal may say that it takes more, and then wait
 
     def open(self):
         """Return a descriptor of the file; OSError if it can't be written."""
@@ -3573,7 +3562,8 @@ class Log:
         os.close(fd)
         self.look_at_stderr()
 
-    def rotated(self):
+    def reopen(self):
+        """Open the file again, which may have been renamed."""
         try:
             self.go_to(self.open())
         except OSError as error:        # the old one goes on
@@ -3581,25 +3571,41 @@ class Log:
 
     def event(self, text):
         if self.form == "json":
-            self._write_json([("event", text)])
+            self._write_json({"event": text})
         else:
             self._write("rtot: " + text)
 
-    def access(self, address, request, status, size, seconds):
+    def fault(self, kind, error, trace):
+        """Tell of an exception that nobody foresaw."""
+        import traceback
+        self.event("error: " + "".join(traceback.format_exception(kind, error, trace)))
+
+    def access(self, address, request, response, size, seconds):
         """Note a request; `size` is the bytes of body sent, None if the client was gone before the end.
 
-        So is `status`, if it was gone before the answer.
+        `request` is None for what was none, `response` if the client was gone before there was one.
         """
         method, path = (request.method, request.path) if request else ("-", "-")
+        status, job = (response.status, response.job) if response else (None, None)
         if self.form == "json":
-            self._write_json([("client", address[0]), ("method", method), ("path", path), ("status", status),
-                              ("bytes", size), ("seconds", round(seconds, 6))])
+            self._write_json(dict({"client": address, "method": method, "path": path, "status": status, "bytes": size,
+                                   "seconds": round(seconds, 6)}, **({} if job is None else {"job": job})))
             return
-        if not re.fullmatch("[!-[\\]-~]*", path):
-            path = path.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
         status, size = ("-" if value is None else value for value in (status, size))
-        self._write("%s %s %s %s %s %s %s" % (self._now(), address[0], method, path, status, size,
-                                              go_duration(round(seconds, 6))))
+        self._write("%s %s %s %s %s %s %s%s" % (
+            self._now(), address, method, escape(path), status, size, span(seconds),
+            "" if job is None else " job %d" % job))
+
+    def job_ended(self, job):
+        """Note how a job ended."""
+        outcome = ("timed out, " if job.timed_out else "") + (job.exit or "ok")
+        if self.form == "json":
+            self._write_json({"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
+                              "seconds": round(job.duration, 6), "label": job.options.label})
+        else:
+            self._write("%s job %d complete: %s after %s%s" % (
+                self._now(), job.id, outcome, span(job.duration),
+                ", label " + escape(job.options.label) if job.options.label else ""))
 
     @staticmethod
     def _now():
@@ -3607,25 +3613,34 @@ class Log:
 
     def _write_json(self, pairs):
         import json
-        value = collections.OrderedDict([("time", self._now())] + pairs)
+        value = dict({"time": self._now()}, **pairs)
         line = json.dumps(value)
-        while len(line) > LONGEST_LINE:         # rather a part of a path or an event than of a line, which is no JSON
+        while len(line) > LOG_LINE:         # rather a part of a path or an event than of a line, which is no JSON
             longest = max(value, key=lambda name: len(str(value[name])))
             value[longest] = value[longest][:len(value[longest]) // 2]
-            line = json.dumps(value)
+            line = json.dumps(dict(value, cut=True))
         self._write(line)
 
     def _write(self, line):
+        if len(line) > LOG_LINE:
+            line = line[:LOG_LINE - 3] + "..."
         try:
-            if not self._may_block or self._takes_more():       # rather no line than to be held for ever
-                os.write(self._fd, (line[:LONGEST_LINE] + "\n").encode("utf-8", "replace"))
-        except OSError:         # whoever read it is gone: no reason to stop
+            if not self._may_block or select.select((), (self._fd,), (), 0)[1]:
+                os.write(self._fd, (line + "\n").encode("utf-8", "replace"))
+        except (OSError, ValueError):       # nobody reads it: no reason to stop; its number is too high for select
             pass
 
-    def _takes_more(self):
-        poll = select.poll()
-        poll.register(self._fd, select.POLLOUT)
-        return poll.poll(0)
+
+def span(seconds):
+    """Return a duration for the log, as 3.5ms or 1.25s."""
+    return "%.4gms" % (seconds * 1000) if seconds < 1 else "%.6gs" % round(seconds, 3)
+
+
+def escape(text):
+    """Return text for a line of the log: without control characters, blanks, or what is not ASCII."""
+    if re.fullmatch("[!-[\\]-~]*", text):
+        return text
+    return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
 
 
 class CannotStart(Exception):
@@ -3645,9 +3660,11 @@ class PidFile:
                 if os.fstat(self.fd).st_nlink:
                     break
                 os.close(self.fd)       # who had it has removed it since we opened it
+            if not re.fullmatch(b"[0-9]*\n?", os.read(self.fd, 100)):
+                raise CannotStart("%s is no pid file: rtot would write over it, and remove it at the end" % path)
             try:
                 os.ftruncate(self.fd, 0)
-                os.write(self.fd, b"%d\n" % os.getpid())
+                os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
             except OSError:         # a full disk
                 os.unlink(path)
                 raise
@@ -3657,51 +3674,38 @@ class PidFile:
             raise CannotStart("cannot write %s: %s" % (path, error.strerror)) from None
 
     def remove(self, log):
+        status = os.fstat(self.fd)
         os.ftruncate(self.fd, 0)        # in a directory that is not ours it stays
-        remove_file(self.path, log)
+        remove_ours(self.path, (status.st_dev, status.st_ino), log)
 
 
-def wrong(text, right):
-    """Return the error of an option's value: what was given, and what would be right."""
-    import argparse
-    return argparse.ArgumentTypeError("%r is no %s" % (text, right))
-
-
-def parse_size(text):
-    """Return the bytes of 4096, 64K, 16M or 1G."""
-    match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
-    if not match or not int(match.group(1)):
-        raise wrong(text, "size, like 4096, 64K, 16M or 1G")
-    return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()]
-
-
-def parse_count(text):
-    if not re.fullmatch("[0-9]{1,9}", text, re.ASCII):
-        raise wrong(text, "count, like 0 or 8")
-    return int(text)
-
-
-def parse_positive(text):
-    if not re.fullmatch("0*[1-9][0-9]{0,8}", text, re.ASCII):
-        raise wrong(text, "whole number over 0")
-    return int(text)
-
-
-def parse_form(text):
-    if text not in ("text", "json"):
-        raise wrong(text, "format: text or json")
-    return text
-
-
-def parse_address(text):
+def split_address(text):
     """Return (host, port) of :8457, host:8457 or [::1]:8457, (path, None) of unix:path; see Server."""
-    if text.startswith("unix:") and len(text) > 5:
+    if text.startswith("unix:"):
         return text[5:], None
-    match = re.fullmatch(r"(\[[^][]+\]|[^:]*):([0-9]{1,5})", text, re.ASCII)
-    if not match or int(match.group(2)) > 65535:
-        raise wrong(text, "address, like :8457, host:8457, [::1]:8457 or unix:/path")
-    host = match.group(1).strip("[]")
-    return "" if host == "*" else host, int(match.group(2))     # * for all is common, and no name
+    host, _, port = text.rpartition(":")
+    return "" if host == "*" else host.strip("[]"), int(port)       # * for all is common, and no name
+
+
+def checked(pattern, right, convert=int):
+    """Return a type of option: a function that converts text which matches, and else says what would be right."""
+    def parse(text):
+        if not re.fullmatch(pattern, text, re.ASCII):
+            import argparse
+            raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
+        return convert(text)
+    return parse
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}        # s
+parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G", size_in_bytes)
+parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
+parse_positive = checked("0*[1-9][0-9]{0,8}", "whole number over 0")
+parse_form = checked("text|json", "format: text or json", str)
+parse_time = checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
+                     lambda text: int(text.rstrip("smhd")) * UNITS.get(text[-1], 1))
+parse_address = checked(r"unix:.+|(\[[^][]+\]|[^:]*):(?!6553[6-9]|655[4-9]|65[6-9]|6[6-9]...|[7-9]....)[0-9]{1,5}",
+                        "address, like :8457, host:8457, [::1]:8457 or unix:/path", split_address)
 
 
 def quarter_of_memory():
@@ -3711,18 +3715,39 @@ def quarter_of_memory():
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit != resource.RLIM_INFINITY:
         sizes.append(limit)
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in cgroup_limits():
         try:
             with open(path) as file:
                 sizes.append(int(file.read()))
-        except (OSError, ValueError):       # another version of cgroups(7), or "max"
+        except (OSError, ValueError):       # not there, or "max"
             pass
     return min(sizes) // 4
 
 
+def cgroup_limits():
+    """Yield the names of the files with the limits of memory of our control group and those around it: cgroups(7)."""
+    try:
+        with open("/proc/self/cgroup") as file:
+            lines = file.read().split("\n")
+    except OSError:
+        lines = ["0::/", "1:memory:/"]
+    for line in lines:
+        _, controllers, path = (line + "::").split(":", 2)
+        root, name = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+                      }.get(controllers, (None, None))
+        path = path[:-2].rstrip("/")
+        while root:
+            yield root + path + "/" + name
+            if not path:
+                break
+            path = path.rpartition("/")[0]
+
+
 def parser():
     import argparse
-    environ = os.environ.get
+
+    def environ(name, default):
+        return os.environ.get(name) or default
     # With a width it needs no shutil: 2.6 ms of the start.
     result = argparse.ArgumentParser("rtot", description=DESCRIPTION, epilog=EPILOG,
                                      formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=79))
@@ -3730,14 +3755,16 @@ def parser():
     add("-a", "--addr", type=parse_address, metavar="ADDR", default=environ("RTOT_ADDR", ":8457"),
         help="where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one "
              "(default: :8457)")
-    add("-s", "--secret", metavar="SECRET", help="what every request has to bring; one is made if none is given")
+    add("-s", "--secret", metavar="SECRET", help="what every request has to present; one is made if none is given")
     add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE, or of standard input: -")
     add("-d", "--daemon", action="store_true",
         help="serve in the background: return when the port is bound, or exit with 1 and say why not")
     add("-j", "--parallel", type=parse_count, metavar="N", default=0,
-        help="run so many jobs at a time, the rest wait as new (default: 0, all)")
-    add("--pid-file", metavar="FILE", help="write the number of the process to FILE, and remove it at the end")
-    add("--log-file", metavar="FILE", help="write the log to FILE; SIGHUP opens it anew")
+        help="run N jobs at a time, the rest wait as new (default: 0, all)")
+    add("--idle-exit", type=parse_time, metavar="TIME",
+        help="end after that time without a running job or a request with the secret: 90 (seconds), 30m, 4h")
+    add("--pid-file", metavar="FILE", help="write the process id to FILE, and remove it at the end")
+    add("--log-file", metavar="FILE", help="write the log to FILE; SIGHUP opens it again")
     add("-f", "--log-format", type=parse_form, metavar="text|json", default=environ("RTOT_LOG_FORMAT", "text"),
         help="write the log as text or as JSON (default: text)")
     add("--self-destruct", action="store_true", help="remove the file of rtot, too, when the server has ended")
@@ -3748,22 +3775,22 @@ def parser():
 
 
 def add_tls(add):
-    add("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate (PEM, with its chain)")
+    add("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate and its chain, in PEM")
     add("--tls-key", metavar="FILE", help="its key (default: in the file of the certificate)")
-    add("--tls-client-ca", metavar="FILE", help="serve only clients with a certificate that one of these has signed")
+    add("--tls-client-ca", metavar="FILE", help="serve only clients with a certificate signed by one of these")
 
 
 def add_limits(add):
     add("--max-output", type=parse_size, metavar="SIZE", default=64 * MIB,
-        help="keep so much output of a job, the oldest is dropped (default: 64M)")
+        help="keep that much output of a job, the oldest is dropped (default: 64M)")
     add("--max-total", type=parse_size, metavar="SIZE", default=None,
-        help="keep so much output of all jobs together (default: a quarter of the memory)")
+        help="keep that much output of all jobs together (default: a quarter of the memory)")
     add("--max-script", type=parse_size, metavar="SIZE", default=16 * MIB,
         help="take scripts up to this size (default: 16M)")
     add("--keep", type=parse_count, metavar="N", default=0,
-        help="keep so many complete jobs, the oldest are forgotten (default: 0, all)")
+        help="keep N complete jobs, the oldest are forgotten (default: 0, all)")
     add("--max-connections", type=parse_positive, metavar="N", default=1000,
-        help="serve so many connections at a time (default: 1000)")
+        help="serve N connections at a time (default: 1000)")
     for name, default, what in (("--head-timeout", HEAD_TIMEOUT, "for the head of a request"),
                                 ("--body-timeout", BODY_TIMEOUT, "without a byte of a body"),
                                 ("--idle-timeout", IDLE_TIMEOUT, "between two requests of a connection")):
@@ -3774,7 +3801,7 @@ def read_secret(args):
     """Return the secret as bytes, or None if none was given; ValueError says what is wrong with it."""
     if args.secret is not None and args.secret_file is not None:
         raise ValueError("give --secret or --secret-file, not both")
-    secret = args.secret if args.secret is not None else os.environ.get("RTOT_SECRET")
+    secret = args.secret if args.secret is not None else os.environ.get("RTOT_SECRET") or None
     secret = None if secret is None else os.fsencode(secret)
     if args.secret_file is not None:
         try:
@@ -3782,6 +3809,7 @@ def read_secret(args):
                 secret = file.readline()
         except OSError as error:
             raise ValueError("cannot read the secret from %s: %s" % (args.secret_file, error.strerror)) from None
+        secret = secret[3:] if secret.startswith(b"\xef\xbb\xbf") else secret     # a byte order mark
     if secret is None:
         return None
     secret = secret.strip(b" \t\r\n")       # the blanks around a header's value are not part of it
@@ -3829,7 +3857,7 @@ def daemonize():
         os._exit(0)
 
     def detach(keep_stderr):
-        null = os.open(os.devnull, os.O_RDWR)
+        null = open_null()
         for fd in (0, 1) if keep_stderr else (0, 1, 2):
             os.dup2(null, fd)
         os.close(null)
@@ -3838,25 +3866,39 @@ def daemonize():
     return detach
 
 
-def prepare_process():
-    """Make what jobs will inherit from us what it is for a fresh shell."""
+def descriptors_from(first):
+    """Return the numbers from `first` on of our open descriptors, and maybe of others."""
+    try:
+        fd = os.open("/dev/fd", os.O_RDONLY)
+        try:
+            numbers = list(map(int, os.listdir(fd)))
+        finally:
+            os.close(fd)
+        if fd in numbers:                   # else it is a plain directory, in a chroot
+            return [number for number in numbers if number >= first and number != fd]
+    except (OSError, ValueError):
+        pass
+    return range(first, min(os.sysconf("SC_OPEN_MAX"), 65536))
+
+
+def prepare_process(closes):
+    """Make what jobs will inherit from us what it is for a fresh shell.
+
+    Descriptors from 3 up are not inherited; `closes`: nor do we keep them, but for those that systemd handed over.
+    """
     fd = 0
     while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
-        fd = os.open(os.devnull, os.O_RDWR)
+        fd = open_null()
     os.close(fd)
-    try:
-        numbers = map(int, os.listdir("/dev/fd"))
-    except OSError:                                 # no /proc is mounted
-        numbers = range(min(os.sysconf("SC_OPEN_MAX"), 65536))
-    for number in numbers:
+    first = 3 + (int(os.environ.get("LISTEN_FDS") or 0) if os.environ.get("LISTEN_PID") == str(os.getpid()) else 0)
+    for number in descriptors_from(3):
         try:
-            if number > 2:
-                os.set_inheritable(number, False)
-        except OSError:                             # the one that listed them, or none
+            os.close(number) if closes and number >= first else os.set_inheritable(number, False)
+        except OSError:                             # there is none
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # What is ignored stays so in a child, what has a handler does not (execve(2)): so that nohup, or a
-    # shell's &, does not make jobs deaf.  Popen itself restores what Python ignores (SIGPIPE, SIGXFSZ).
+    # What is ignored stays so in a child, what has a handler does not (execve(2)): so that nohup, or a shell's &,
+    # does not make jobs deaf.  What Python ignores (SIGPIPE, SIGXFSZ) is restored at each spawn.
     for number in range(1, signal.NSIG):
         if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, no_action)
@@ -3873,26 +3915,6 @@ def raise_nofile():
     return wanted, (soft, hard)
 
 
-def serve(server, runner, workspace, ends_us):
-    """Accept connections in one thread, run jobs in this one, until stopped; then leave nothing behind."""
-    threading.stack_size(STACK_SIZE)
-    gc.enable()
-    # Threads inherit the mask: signals are for this one, and interrupt no other at each child that ends.
-    signal.pthread_sigmask(signal.SIG_BLOCK, ends_us | {signal.SIGCHLD, signal.SIGHUP})
-    if sys.version_info < (3, 10):
-        # The first thread that ends makes glibc load libgcc_s for pthread_exit(3), and abort us where that finds no
-        # memory or descriptor: now it does.  3.9.6 and newer ones just return (bpo-44434).
-        _thread.start_new_thread(int, ())
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": None}, daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    try:
-        runner.after(SWEEP_AFTER, workspace.sweep)
-        runner.run()
-        server.connections.drain(DRAIN)
-    finally:
-        workspace.remove()
-
-
 def tls_context(args):
     """Return an ssl.SSLContext as the options say, or None."""
     if not args.tls_cert:
@@ -3905,18 +3927,25 @@ def tls_context(args):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
     else:
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
+    asked, path = [], None
     try:
         for path in (args.tls_cert, args.tls_key, args.tls_client_ca):
             if path:
                 open(path, "rb").close()    # for an error that names the file
-        # A key with a passphrase would be asked for on a terminal: it is wrong instead.
-        context.load_cert_chain(args.tls_cert, args.tls_key, password=lambda: b"")
+        path = args.tls_key or args.tls_cert
+        context.load_cert_chain(args.tls_cert, args.tls_key, password=lambda: asked.append(path) or b"")
         if args.tls_client_ca:
+            path = args.tls_client_ca
             context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(args.tls_client_ca)
+            context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise CannotStart("cannot use %s: %s; a certificate and its key are needed, both in PEM" % (" with ".join(
-            filter(None, (args.tls_cert, args.tls_key, args.tls_client_ca))), error)) from None
+        if asked:
+            why = "cannot use %s: the key is encrypted, and rtot asks for no passphrase: decrypt it, as by openssl pkey"
+        elif path == args.tls_client_ca:
+            why = "cannot use %s: it has to hold the certificate of an authority, in PEM"
+        else:
+            why = "cannot use " + args.tls_cert + " with %s: a certificate and its own key are needed, both in PEM"
+        raise CannotStart((why % path) + " (%s)" % error) from None
     except OSError as error:
         raise CannotStart("cannot read %s: %s" % (error.filename, error.strerror)) from None
     return context
@@ -3930,7 +3959,7 @@ def handed_socket():
         raise CannotStart("LISTEN_FDS is %s: rtot takes one socket" % os.environ.get("LISTEN_FDS"))
     try:
         with socket.socket(fileno=os.dup(3)) as probe:      # before 3.7 it does not see the family itself
-            family = probe.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+            family = probe.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_DOMAIN", 39)) if LINUX else probe.family
             if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise CannotStart("the socket that was handed over does not listen: Accept=no is right for rtot")
         return socket.socket(family, socket.SOCK_STREAM, fileno=3)
@@ -3938,29 +3967,21 @@ def handed_socket():
         raise CannotStart("cannot use the socket that was handed over: %s" % error.strerror) from None
 
 
-def listen(args, handed, secret, log):
-    """Return (Server, Runner, Workspace) as the options say; `handed` is a socket that listens already, or None."""
-    total = args.max_total or quarter_of_memory()
-    store, workspace = JobStore(args.keep, total), Workspace()
-    descriptors, nofile = raise_nofile()
-    runner = Runner(store, args.parallel, total, descriptors, nofile, workspace)
-    shell = DEFAULT_SHELL if os.access(DEFAULT_SHELL, os.X_OK) else b"/bin/sh"
-    app = App(secret, store, runner, workspace, args.max_script, args.max_output, shell)
-    limits = Limits(args.max_connections, args.head_timeout, args.body_timeout, args.idle_timeout, descriptors)
-    try:
-        server = Server(handed or args.addr, app, log, limits, tls_context(args))
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), reason)) from None
-    if shell != DEFAULT_SHELL:
-        log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
-    return server, runner, workspace
+def notify_systemd(text):
+    """Tell systemd that we are ready, or stop, if it waits for that: sd_notify(3)."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if path:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.sendto(text, "\0" + path[1:] if path.startswith("@") else path)
+        except OSError:         # it does not wait any more
+            pass
 
 
 def self_destruct(path, log):
     """Remove the file that we were started from, and the link to it, if it was one."""
     for each in {path, os.path.realpath(path)} if os.path.islink(path) else {path}:
-        remove_file(each, log)
+        remove_ours(each, identity(each), log)
 
 
 def announce(server, log, made):
@@ -3973,10 +3994,114 @@ def announce(server, log, made):
     if made:
         log.event("no secret was given, so this one was made: " + made)
     log.event(where)
+    if made and server.address_family != socket.AF_UNIX:
+        host, port = server.server_address[:2]
+        address = show_address((socket.gethostname() if host in ("::", "0.0.0.0") else host, port))
+        log.event("in a browser: http%s://%s/#secret=%s" % ("s" if server.tls else "", address, made))
     if log.path:
         log.go_to(fd)
-        signal.signal(signal.SIGHUP, lambda number, frame: log.rotated())
         log.event(where)
+
+
+def warn(server, secret, log):
+    """Tell what is likely to be wrong with how rtot was started."""
+    host = server.server_address[0] if server.address_family != socket.AF_UNIX else "localhost"
+    if len(secret) < 8 and not server.tls and not (host in ("localhost", "::1") or host.startswith("127.")):
+        log.event("the secret is short: whoever guesses it can run anything as %s; listen on 127.0.0.1, or use a "
+                  "longer one" % user_name())
+    directory = os.environ.get("TMPDIR")
+    if directory and not (os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)):
+        log.event("TMPDIR is %s, which is no directory that can be written: scripts go to another one" % directory)
+
+
+class Service:
+    """All that serves, put together as the options say; CannotStart if that can't be."""
+
+    def __init__(self, args, handed, secret, log):
+        self.args, self.log, self.loop = args, log, Loop()
+        total = args.max_total or quarter_of_memory()
+        descriptors, nofile = raise_nofile()
+        self.total, self.workspace = TotalOutput(total), Workspace()
+        store = JobStore(args.keep, total)
+        self.runner = Runner(self.loop, store, self.workspace, Spawner(descriptors, nofile), self.total, args.parallel,
+                             ended=log.job_ended, say=log.event)
+        shell = b"/bin/bash" if os.access("/bin/bash", os.X_OK) else b"/bin/sh"
+        self.app = App(self.loop, secret, store, self.runner, self.workspace, args.max_script,
+                       min(args.max_output, total), shell)
+        limits = types.SimpleNamespace(connections=args.max_connections, descriptors=descriptors,
+                                       head=args.head_timeout, body=args.body_timeout, idle=args.idle_timeout)
+        self.loop.report, self.loop.relieve = log.fault, self._relieve
+        try:
+            self.server = Server(handed or args.addr, self.loop, self.app, log, limits, tls_context(args))
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), reason)) from None
+        if shell != b"/bin/bash":
+            log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
+
+    def _relieve(self):
+        """Memory is short: what is kept is too much for this host."""
+        self.total.shrink(self.total.size // 2)
+        give_memory_back()
+
+    def catch_signals(self, ends_us):
+        handlers = dict.fromkeys(ends_us, self._end)
+        handlers[signal.SIGCHLD] = self.runner.child_exited
+        handlers.setdefault(signal.SIGHUP, self._hang_up)
+        self.loop.catch_signals(handlers)
+
+    def _end(self):
+        """End; a second time, without any grace for the jobs."""
+        if self.app.is_stopping:
+            self.runner.kill_all()
+        self.app.stop()
+
+    def _hang_up(self):
+        """Open the log again, and read the certificate again."""
+        if self.log.path:
+            self.log.reopen()
+        if self.server.tls:
+            try:
+                self.server.tls = tls_context(self.args)
+                self.log.event("read %s again" % self.args.tls_cert)
+            except CannotStart as error:        # the old one stays
+                self.log.event("%s; the certificate stays as it was" % error)
+
+    def serve(self):
+        """Serve until stopped; leave nothing behind."""
+        getattr(gc, "freeze", int)()        # Python 3.7: what is there now is looked at no more
+        gc.enable()
+        try:
+            self.server.start()
+            self.loop.spawn(self.runner.reap())
+            self.loop.spawn(self._live())
+            self.loop.call_later(SWEEP_AFTER, self.workspace.sweep)
+            if self.args.idle_exit:
+                self.loop.spawn(self._watch_idleness(self.args.idle_exit))
+            self.loop.run()
+        finally:
+            self.loop.close()
+            self.workspace.close()
+
+    async def _live(self):
+        await self.app.stopped.wait_for(lambda: self.app.is_stopping)
+        notify_systemd(b"STOPPING=1")
+        await self.runner.stop()
+        await self.server.drain(DRAIN)
+        self.loop.stop()
+
+    async def _watch_idleness(self, seconds):
+        """Stop when for that long no job has run and no request with the secret has come."""
+        idle_since = self.app.began
+        while True:
+            if self.runner.is_busy:
+                idle_since = time.monotonic()
+            remaining = max(idle_since, self.app.last_used) + seconds - time.monotonic()
+            if remaining <= 0:
+                break
+            await self.loop.sleep(min(remaining, 1.0))
+        self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
+        self.app.stop()
 
 
 def run(args, secret, ends_us, log):
@@ -3986,14 +4111,16 @@ def run(args, secret, ends_us, log):
     pid_file = PidFile(args.pid_file) if args.pid_file else None
     try:
         made = None if secret else os.urandom(16).hex()
-        server, runner, workspace = listen(args, handed, secret or made.encode("ascii"), log)
-        with server:
-            runner.catch_signals(ends_us)       # before anybody knows that we are there
-            announce(server, log, made)
+        service = Service(args, handed, secret or made.encode("ascii"), log)
+        with service.server:
+            service.catch_signals(ends_us)          # before anybody knows that we are there
+            warn(service.server, secret or made, log)
+            announce(service.server, log, made)
             if detach:
                 detach(keep_stderr=bool(log.path))
                 log.look_at_stderr()
-            serve(server, runner, workspace, ends_us)
+            notify_systemd(b"READY=1")
+            service.serve()
         if args.self_destruct:
             self_destruct(sys.argv[0], log)
     finally:
@@ -4016,7 +4143,7 @@ def main(argv=None):
         signal.signal(signal.SIGHUP, no_action)
     if args.self_destruct and not os.path.isfile(sys.argv[0]):
         options.error("--self-destruct: rtot came from standard input, there is no file to remove")
-    prepare_process()
+    prepare_process(closes=args.daemon)
     log = Log(args.log_format, args.log_file)
     shown = [os.fsencode(text).strip() for text in (args.secret, os.environ.get("RTOT_SECRET")) if text]
     hidden = [hide(text) for text in shown]
