@@ -2673,219 +2673,296 @@ class Server(socketserver.TCPServer):
 # ------------------------------------------------------------------------------------------------ page
 
 # One file without resources, so that the hashes in its policy are all that may run.  It asks by relative URLs, since a
-# proxy may serve it under a prefix, and holds two streams at most: a browser has six connections to a host.
+# proxy may serve it under a prefix, and holds one stream at most: a browser has six connections to a host.
 PAGE_STYLE = """\
-:root { color-scheme: light dark; --bg: #f4f6f4; --panel: #fff; --ink: #1b2320; --soft: #57635e;
-  --line: #dde3df; --edge: #7c8a84; --accent: #0a6a56; --on: #fff; --run: #865500; --bad: #b0271c; --mark: #e4f1ed; }
-@media (prefers-color-scheme: dark) { :root { --bg: #111514; --panel: #191f1d; --ink: #e3e9e6; --soft: #9daaa4;
-  --line: #2c3532; --edge: #72817a; --accent: #62cbb0; --on: #08251e; --run: #e6b450; --bad: #ff9186; --mark: #1d322c }}
-* { box-sizing: border-box; margin: 0; accent-color: var(--accent); } [hidden], p:empty { display: none !important; }
+:root { color-scheme: light dark; --bg: light-dark(#f4f6f4, #111514); --panel: light-dark(#fff, #191f1d);
+  --ink: light-dark(#1b2320, #e3e9e6); --soft: light-dark(#57635e, #9daaa4); --edge: light-dark(#7c8a84, #72817a);
+  --main: light-dark(#0a6a56, #62cbb0); --run: light-dark(#865500, #e6b450); --bad: light-dark(#b0271c, #ff9186); }
+* { box-sizing: border-box; margin: 0; accent-color: var(--main); } [hidden], p:empty { display: none !important; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); overflow-wrap: anywhere; }
-h1, h2 { font-size: 1.1rem; } .soft, details label, summary, :empty::before { color: var(--soft); font-size: .875rem; }
-.failed, .err { color: var(--bad); } .running { color: var(--run); } h1, .done { color: var(--accent); }
-.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } #status, #line { flex: 1; }
-.stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
-.panel { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; }
-header { padding: .625rem 1rem; } #work { padding: 0 1rem 1rem; gap: 1rem; }
-#sign-in { width: calc(100% - 2rem); max-width: 24rem; margin: 12vh auto 2rem; } #trouble { position: sticky; top: 0; }
-button, input, textarea { font: inherit; color: var(--ink); border: 1px solid var(--edge); border-radius: 5px; }
-button { background: var(--panel); padding: .25rem .75rem; } button:hover:enabled { background: var(--mark); }
-button.main { background: var(--accent) !important; color: var(--on); font-weight: 600; border-color: var(--accent); }
-:disabled { color: var(--soft); border-color: var(--line); } #list { list-style: none; padding: 0; }
-input, textarea { background: var(--bg); padding: .25rem .5rem; min-width: 0; width: 100%; resize: vertical; }
-[type=checkbox], [size] { width: auto; } :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
-#list button { display: grid; grid-template-columns: auto 1fr fit-content(10rem); gap: 0 .625rem; align-items: baseline;
-  width: 100%; padding: .375rem .5rem; text-align: left; border: 0; border-left: 3px solid transparent; }
-#list button > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list .wide { grid-column: 2 / 4; }
-#list [aria-current=true] { background: var(--mark); border-color: var(--accent); } textarea { vertical-align: top; }
-pre, #output { white-space: pre-wrap; overflow: auto; max-height: 12rem; padding: .5rem 0; }
-#output { height: 70vh; max-height: none; background: var(--bg); border-radius: 5px; }
-#output div, :is(#output, #list):empty::before { content: "Nothing yet"; padding: 0 1em; border-left: solid #0000; }
-#output .err { border-color: var(--bad); } #output .err::before { content: "stderr"; float: right; font-size: .9em; }
-@media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); }
-  #trouble { grid-column: 1 / 3; } #right { position: sticky; top: 1rem; align-self: start; }}
-"""
+h1, h2 { font-size: 1.1rem; } .soft, small, label, summary { color: var(--soft); font-size: .875rem; }
+.failed { color: var(--bad); } .running, #status { color: var(--run); } h1, #back, .done { color: var(--main); }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } .wide { flex: 1; }
+.stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); } #delete { margin-left: auto; }
+.panel { background: var(--panel); border-radius: 8px; padding: 1rem; min-width: 0; } header { padding: .625rem 1rem; }
+#work { padding: 0 1rem 1rem; gap: 1rem; } button, input, textarea { font: inherit; color: var(--ink); background: none;
+  border: 1px solid var(--edge); border-radius: 5px; padding: .25rem .75rem; } button:hover { background: var(--bg); }
+.main { background: var(--main); color: var(--panel); } :disabled, ::placeholder { color: var(--soft); opacity: 1; }
+input, textarea { background: var(--bg); min-width: 0; width: 100%; } [type=checkbox], [size] { width: auto; }
+textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
+#list { list-style: none; padding: 0; } #list a { display: grid; grid-template-columns: auto 1fr fit-content(10rem);
+  gap: 0 .625rem; padding: .375rem .5rem; color: inherit; text-decoration: none; border-left: 3px solid transparent; }
+#list a > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list small { grid-column: 2 / 4; }
+#list a:hover, [aria-current=true] { background: var(--bg); } #list [aria-current=true] { border-color: var(--main); }
+pre, #output { white-space: pre-wrap; overflow: auto; background: var(--bg); border-radius: 5px; padding: .5rem; }
+pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; min-height: 14rem; height: 65vh; }
+#output div { padding-left: 1.5rem; border-left: 3px solid transparent; position: relative; min-height: 1.5em; }
+#output .err { color: var(--bad); border-color: var(--bad); } #output .err::after { content: "err" / "standard error";
+  position: absolute; left: .125rem; top: .125em; font-size: .6875rem; } #output .err + .err::after { content: none; }
+#tools:has(#times:checked) ~ #output div::before { content: attr(data-time) "  "; color: var(--soft); }
+#tools:not(:has(#wrap:checked)) ~ #output { white-space: pre; overflow-wrap: normal; } #search { flex: 1 1 20rem; }
+.bold { font-weight: bold; } .fore { color: light-dark(oklch(from var(--fore) clamp(0, l, .48) calc(c * .8) h),
+  oklch(from var(--fore) clamp(.72, l, 1) calc(c * .8) h)); } .back { color: var(--ink); background: light-dark(
+  oklch(from var(--back) clamp(.82, l, 1) calc(c * .6) h), oklch(from var(--back) clamp(0, l, .42) calc(c * .6) h)); }
+::highlight(found) { background: #ffe08a; color: #1b2320; } ::highlight(current) { background: #f08030; color: #000; }
+@media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); } #back { display: none; }
+  #trouble { grid-column: 1 / 3; } #job { display: flex; flex-direction: column; height: 100%; } #output { flex: 1; }
+  #right { position: sticky; top: 1rem; height: calc(100vh - 4.5rem); overflow: auto; }}
+@media (max-width: 59.99rem) { .chosen #left, :not(.chosen) > #right { display: none; } button { padding: 0 .5rem; }
+  button, input, summary, label, a { min-height: 44px; min-width: 44px; } label, #back { display: flex; gap: .5rem;
+  align-items: center; } summary { padding: .6rem 0; } input, textarea, #line { font-size: 16px; }}"""
 
 PAGE_SCRIPT = r""""use strict";
-const LIMIT = 1 << 20, BLOCK = 1 << 14, SHOWN = 100, PERIOD = 1000;     // characters, and of a block; jobs; ms
-const FIELDS = "exit,timed_out,held,create,duration,label,line,tty";
-const ESCAPE = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\^-~])/g;     // for terminals
-const $ = id => document.getElementById(id), rows = new Map();      // the list's buttons by the job's id
-let secret = sessionStorage.getItem("rtot-secret") || "", following = new AbortController();
-let polling = false, changes = 0, timer, now, chosen = null, settings = {}, size = 0;
-const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };    // keeps a selection
-const words = error => error.status ? error.message : "The server cannot be reached";
-const span = s => s < 99 ? +s.toFixed(1) + " s" : s < 6e3 ? (s / 60 | 0) + " min" : (s / 3600 | 0) + " h";
-async function api(path, options = {}) {    // throws the server's message with its status, or what fetch throws
+const KEPT = 30000, LIMIT = 1 << 22, WIDEST = 1 << 16, TURN = 4000;     // a log's lines, characters; a line's; at once
+const PERIOD = 1000, GRACE = 5000, NEAR = 2000, rows = new Map(), stopping = new Map();     // ms; matches; by job's id
+let fields = "fields=exit,timed_out,held,create,start,duration,label,line,tty,out_bytes,err_bytes", chosen = null;
+let secret = sessionStorage.getItem("rtot-secret") || "", server = "", gone, polling, timer, changes = 0, shown = 100;
+let stream = new AbortController(), log, drawing, match, edited, recalled = 0;
+const $ = id => document.getElementById(id), texts = ["editor", "label", "timeout", "args"], sent = [];
+const fail = (message, status = 0) => Promise.reject(Object.assign(new Error(message), {status}));
+const put = (id, text) => { const node = $(id) || id; if (node.textContent !== text) node.textContent = text; };
+const make = (tag, text, className) => Object.assign(document.createElement(tag), {textContent: text, className});
+const lost = () => fail("The server cannot be reached"), date = s => new Date(s.slice(0, 19).replace(" ", "T") + "Z");
+const local = time => new Date(time - time.getTimezoneOffset() * 60000).toISOString().replace("T", " ").slice(0, 23);
+const span = s => (s < 60 ? "" : s < 3600 ? `${s / 60 | 0} min ` : `${s / 3600 | 0} h ${s % 3600 / 60 | 0} min `) +
+  +(s % 60).toFixed(s < 10) + " s";
+async function api(path, method = "GET", body, signal) {        // throws an error with a status, 0 if nothing answers
   const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
-  const response = await fetch(path, {...options, headers: {"Rtot-Secret": text, ...options.headers}});
-  if (response.ok) return response;
-  const {message} = await response.json().catch(() => ({})), {status} = response;
+  const headers = {"Rtot-Secret": text, "Accept": "application/json"};      // as text/html, GET / is this page
+  if (method === "GET" && /^jobs(\/\d+)?\?/.test(path)) headers["Rtot-Poll"] = 1;    // not counted by --idle-exit
+  const response = await fetch(path, {headers, method, body, signal}).catch(lost), {ok, status} = response;
+  const {message = "HTTP status " + status} = ok ? {} : await response.json().catch(() => ({}));
   if (status === 401 && used === secret) enter(false, "That secret is wrong.");
-  throw Object.assign(new Error(message || "HTTP status " + status), {status});
-}
+  return ok ? response : fail(message, status); }
+const json = async (...request) => (await api(...request)).json().catch(lost);
+const report = error => put("trouble", error.status === undefined ? "This page has a fault: " + error : error.message);
 function enter(known, why = "") {           // to the jobs, or to the question for the secret
-  if (!known) { following.abort(); secret = ""; }
-  sessionStorage.setItem("rtot-secret", secret); put($("wrong"), why); put($("status"), "");
-  $("sign-in").hidden = known; $("work").hidden = $("forget").hidden = !known;
-  if (known) $("secret").value = ""; else $("secret").select();
-}
-async function poll() {
-  if (polling || !secret || document.hidden) return;
-  const before = changes, abort = new AbortController(), limit = setTimeout(() => abort.abort(), 10 * PERIOD);
-  polling = true; clearTimeout(timer);
+  if (!known) { none(""); secret = ""; }
+  sessionStorage.setItem("rtot-secret", secret); put("wrong", why); put("status", ""); $("sign-in").hidden = known;
+  $("work").hidden = $("forget").hidden = !known; if (known) $("secret").value = ""; else $("secret").select(); }
+async function poll() {                     // asks for the list of jobs again and again
+  if (polling || !secret || document.hidden) return; const before = changes; polling = true; clearTimeout(timer);
   try {
-    const response = await api(`jobs?last=${SHOWN + 1}&fields=${FIELDS}`, {signal: abort.signal});
-    const {jobs} = await response.json(); now = Date.parse(response.headers.get("Date"));
-    if (secret && before === changes) show(jobs);       // else it is stale
-  } catch (error) { if (secret) put($("status"), words(error) + ", trying again"); }
-  polling = false; clearTimeout(limit); timer = setTimeout(poll, PERIOD);
-}
+    const path = `jobs?last=${shown + 1}&${fields}`, signal = AbortSignal.timeout(10 * PERIOD);
+    const {jobs} = await json(path, "GET", null, signal); $("more").hidden = !(jobs.length > shown && jobs.shift());
+    if (chosen !== null && jobs.every(job => job.id !== chosen))
+      jobs.unshift(...(await json(`jobs/${chosen}?${fields}`).catch(() => ({jobs: []}))).jobs);
+    if (!server || gone) { const {user, host} = await json("./"); put("host", server = user + "@" + host); }
+    gone = null; enter(true); if (before === changes) show(jobs);       // else it is stale
+  } catch (error) {
+    gone = gone || local(new Date()).slice(11, 19); if (error.status === undefined) report(error);
+    if (error.status === 400 && fields.endsWith(",stdin")) { fields = fields.slice(0, -6); changes += 1; }  // not known
+    if (secret) put("status", `${error.message} since ${gone}, trying again`); }
+  polling = false; timer = setTimeout(poll, before === changes ? PERIOD : 0); }
 function show(jobs) {
-  const newest = jobs.slice(-SHOWN), ids = new Set(newest.map(job => job.id)), first = $("work").hidden;
-  enter(true); $("more").hidden = jobs.length <= SHOWN;
-  for (const [id, button] of rows) if (!ids.has(id) && rows.delete(id)) {
-    button.parentNode.remove();
-    if (id === chosen && jobs.length <= SHOWN) choose(null);    // else it may be there, but older
-  }
-  newest.forEach(update);
-  if (newest.some(job => job.id === chosen && job.create !== settings.create)) choose(chosen);    // of a new server
-  if (rows.size && !$("list").querySelector("[tabindex='0']")) $("list").querySelector("button").tabIndex = 0;
-  if (first) chosen === null ? $("editor").focus() : choose(chosen);
-}
-function update(job) {
-  if (!rows.has(job.id)) $("list").prepend($("row").content.cloneNode(true));
-  const button = rows.get(job.id) || $("list").querySelector("button"), over = job.state === "complete";
-  const age = span(Math.max(0, now - Date.parse(job.create.slice(0, 19).replace(" ", "T") + "Z")) / 1000) + " ago";
-  rows.set(job.id, Object.assign(button, {job, onclick: () => choose(job.id)}));
-  const word = (job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state)) + (job.held ? ", held" : "");
-  const more = [job.label, age, over && "took " + span(job.duration)].filter(Boolean).join(" \u00b7 ");
-  [String(job.id), job.line, word, more].forEach((text, index) => put(button.children[index], text));
-  const kind = button.children[2].className = !over ? "running" : job.exit ? "failed" : "done";
-  if (job.id !== chosen) return;
-  put($("title"), "Job " + job.id + (job.label && ": " + job.label)); put($("state"), word);
-  $("state").className = kind; $("stop").disabled = over && !job.held; $("input").hidden = over || !job.tty;
-}
-async function choose(id) {                 // null for none
-  following.abort(); const {signal} = following = new AbortController(); chosen = id; size = 0;
-  for (const name of ["output", "script", "trouble"]) put($(name), "");
-  for (const [each, button] of rows) button.setAttribute("aria-current", each === id);
-  if (id === null && $("job").contains(document.activeElement)) $("editor").focus();
-  $("job").hidden = id === null; $("none").hidden = id !== null; $("cut").hidden = true;
-  if (id === null) return;
-  settings = rows.get(id).job; update(settings); if (innerWidth < 960) $("right").scrollIntoView();
-  try {
-    const response = await api(`jobs/${id}?fields=args,cwd,timeout,out_bytes,err_bytes,dropped`, {signal});
-    Object.assign(settings, (await response.json()).jobs[0]);
-    const {out_bytes: out, err_bytes: err, dropped} = settings, large = out + err > LIMIT;
-    $("cut").hidden = !large && !dropped;
-    const both = [["out", out], ["err", err]].map(([name, bytes]) =>
-      follow(id, name, large ? Math.max(0, bytes - LIMIT / 2) : 0, signal));
-    put($("script"), (await (await api(`jobs/${id}/script`, {signal})).text()).slice(0, LIMIT));
-    await Promise.all(both);
-  } catch (error) { if (!signal.aborted) put($("trouble"), words(error)); }
-}
-async function follow(id, name, offset, signal) {       // goes on at the byte where the connection broke
-  for (const decoder = new TextDecoder(); ; await new Promise(done => setTimeout(done, PERIOD))) try {
-    const response = await api(`jobs/${id}/${name}?follow`, {signal, headers: {Range: `bytes=${offset}-`}});
-    const reader = response.body.getReader();
-    offset = parseInt(response.headers.get("Content-Range").slice(6));      // more, if the server dropped some
-    for (let part; !(part = await reader.read()).done && !signal.aborted; offset += part.value.length)
-      print(name, decoder.decode(part.value, {stream: true}).replace(ESCAPE, "").replace(/\r+\n?/g, "\n"));
-    return;
-  } catch (error) { if (signal.aborted || error.status) throw error; }
-}
-function print(name, text) {
-  const output = $("output"), atEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 8;
-  let last = output.lastChild; const data = last && last.className === name ? last.firstChild.data : null;
-  if (data === null || data.length > BLOCK && (data.endsWith("\n") || data.length > 4 * BLOCK))
-    output.append(last = Object.assign(document.createElement("div"), {className: name, textContent: text}));
-  else last.firstChild.appendData(text);
-  for (size += text.length; size > LIMIT && output.firstChild !== last; output.firstChild.remove()) {
-    size -= output.firstChild.textContent.length; $("cut").hidden = false;
-  }
-  if (atEnd) output.scrollTop = output.scrollHeight;
-}
-async function run(body, {args = [], cwd, label, timeout, tty}) {
-  const query = new URLSearchParams(args.map(arg => ["arg", arg]));
-  const options = {fields: FIELDS, cwd, label, timeout, tty: tty && 1, ...tty};
-  for (const name in options) if (options[name]) query.append(name, options[name]);
-  const [job] = (await (await api("jobs?" + query, {method: "POST", body})).json()).jobs;
-  update(job); choose(job.id);
-}
+  const ids = new Set(jobs.map(job => job.id)); $("clear").disabled = jobs.every(job => job.state !== "complete");
+  for (const [id, row] of rows) if (!ids.has(id) && rows.delete(id)) row.parentNode.remove();
+  document.title = "rtot on " + server; jobs.forEach(update); filter();
+  if (!ids.has(chosen)) none(chosen === null ? "No job chosen." : `There is no job ${chosen}, or no longer.`); }
+function none(text) { stream.abort(); log = {lines: [], ended: true}; $("job").hidden = true; put("none", text); }
+function update(job) {                      // in the list, and in the head if it is chosen
+  const {id, label} = job, over = job.state === "complete", told = !over && stopping.get(id);
+  if (!rows.has(id)) {
+    const item = make("li"), link = make("a"), before = [...$("list").children].find(other => other.value < id);
+    link.append(...["span", "code", "span", "small"].map(tag => make(tag))); link.href = "#job/" + id; item.value = id;
+    link.ariaCurrent = id === chosen; item.append(link); rows.set(id, link); $("list").insertBefore(item, before); }
+  const word = told ? "stopping" : job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state);
+  const kind = !over ? "running" : word === "done" ? word : "failed", link = rows.get(id), {children} = link;
+  const since = local(date(job.state === "new" ? job.create : job.start)).slice(0, 19), took = span(job.duration);
+  const when = `${since}, ${over ? "ran" : "running"} for ${took}`, more = label ? label + " \u00b7 " + when : when;
+  job.word = word + (job.held ? ", held" : ""); children[2].className = kind; link.job = job;
+  [String(id), job.line, job.word, more].forEach((text, index) => put(children[index], text));
+  if (id !== chosen) return; const late = told && Date.now() - told > GRACE;
+  $("state").className = kind; put("state", job.word); document.title = `Job ${id} ${job.word} on ${server}`;
+  put("title", `Job ${id}${label && ": " + label}`); put("when", "Started " + when); $("job").hidden = false;
+  put("stop", late ? "Kill" : told ? "Stopping" : "Stop"); $("stop").disabled = over ? !job.held : told && !late;
+  $("input").hidden = over; put("none", "");
+  if (log.create !== job.create) begin(job); log.job = job; draw(); }       // begin: another job, or another server's
+function filter() {
+  const words = $("filter").value.toLowerCase().split(/\s+/), links = [...rows.values()];
+  for (const {job, parentNode} of links) parentNode.hidden = words.some(word =>
+    ![job.id, job.label, job.line, job.word].join("\n").toLowerCase().includes(word));
+  put("empty", links.some(link => !link.parentNode.hidden) ? "" : links.length ? "No job matches." : "No jobs yet."); }
+function choose() {                         // what the address says; a secret is taken out of it at once
+  const {hash} = location, given = new URLSearchParams(hash.slice(1)).get("secret"), job = /^#job\/(\d+)$/.exec(hash);
+  if (given !== null) { secret = given; history.replaceState(null, "", location.pathname + location.search); }
+  const listed = $("list").contains(document.activeElement); chosen = job && +job[1]; put("trouble", "");
+  none(chosen === null ? "No job chosen." : ""); $("work").classList.toggle("chosen", chosen !== null); scrollTo(0, 0);
+  for (const [id, link] of rows) link.ariaCurrent = id === chosen;
+  if (rows.has(chosen)) { update(rows.get(chosen).job); if (listed) $("title").focus(); }
+  changes += 1; poll(); }
+// The output of the chosen job: followed, printed as by a terminal, drawn as one element a line.
+function begin({id, create, out_bytes, err_bytes}) {
+  const at = Math.max(0, out_bytes + err_bytes - LIMIT), pens = {out: {rest: "", look: {}}, err: {rest: "", look: {}}};
+  log = {id, create, at, seen: 0, cut: at > 0, ended: false, lines: [], open: null, size: 0, column: 0, pens};
+  $("output").replaceChildren(); match = null; describe(); follow().catch(report); }
+async function follow() {                   // goes on where it was when the connection breaks or the tab is shown again
+  stream.abort(); const {signal} = stream = new AbortController(), mine = log, broken = () => ({done: true});
+  for (; !mine.ended && !document.hidden && !signal.aborted; await new Promise(done => setTimeout(done, PERIOD))) {
+    const path = `jobs/${mine.id}/log?json&follow&from=${mine.at}`;
+    const answer = await api(path, "GET", null, signal).catch(error => { if (error.status) throw error; });
+    const reader = answer && answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (let skip = null, rest = "", part; answer && !(part = await reader.read().catch(broken)).done; ) {
+      const lines = (rest + part.value).split("\n"); rest = lines.pop();
+      for (const piece of lines.map(line => JSON.parse(line))) {
+        const {at, text} = piece; if (text === undefined) { mine.ended = true; draw(); return poll(); }
+        // The last piece comes again.  Its bytes can't be counted to go on behind it: U+FFFD stands for one to three.
+        if (skip === null) { skip = at > mine.at ? 0 : mine.seen; mine.cut = mine.cut || at > mine.at; }
+        print(mine, piece, text.slice(skip)); skip = Math.max(0, skip - text.length);
+        if (!skip) Object.assign(mine, {at, seen: text.length}); } } } }
+const UNFINISHED = /\x1b(?:\[[0-?]*[ -/]*|[\]P^_X][^\x07\x1b]{0,4096}\x1b?|[ -/]*)$/, TOKEN =
+  /([^\0-\x08\n-\x1f\x7f-\x9f]+)|\x1b\[([0-?]*)[ -/]*([@-~])|\x1b[\]P^_X][^\x07\x1b]*|\x1b[ -/]*[0-~]|[\n\r\b]/g;
+function print(log, {stream, time}, text) {
+  const pen = log.pens[stream], all = pen.rest + text, end = all.search(UNFINISHED), whole = end < 0 ? all.length : end;
+  pen.rest = all.slice(whole); drawing = drawing || setTimeout(draw, 60);
+  for (const [token, plain = "", codes, final] of all.slice(0, whole).matchAll(TOKEN)) {
+    if ((plain || token === "\n") && (!log.open || log.open.stream !== stream || log.open.chars.length > WIDEST)) {
+      log.lines.push(log.open = {stream, time, chars: [], text: ""}); log.column = 0; }
+    for (const char of plain) log.open.chars[log.column++] = [char, pen.look]; if (log.open) log.open.stale = true;
+    if (token === "\n") log.open = null;
+    else if (token === "\r" || token === "\b") log.column = token === "\r" ? 0 : Math.max(0, log.column - 1);
+    else if (final === "m") pen.look = paint({...pen.look}, codes.split(/[;:]/).map(Number));
+    else if (final === "K" && log.open) log.open.chars.length = Math.min(log.open.chars.length, log.column); } }
+function paint(look, codes) {               // as SGR codes change a look; colours are numbers of the 256
+  for (let code; (code = codes.shift()) !== undefined; ) {
+    const side = code < 40 || code > 89 && code < 98 ? "fore" : "back", digit = code % 10, bright = code > 89 ? 8 : 0;
+    if (code === 0) look = {}; else if (code === 1 || code === 22) look.bold = code === 1;
+    else if (code === 38 || code === 48) look[side] = codes.shift() === 5 ? codes.shift() : codes.splice(0, 3)[3];
+    else if (code > 29 && code < 50 || code > 89 && code < 108) look[side] = digit < 9 ? digit + bright : undefined; }
+  return look; }
+const BASIC = [16, 160, 34, 136, 26, 127, 37, 250, 243, 203, 41, 184, 68, 170, 80, 231];      // as others of the 256
+const rgb = n => n < 16 ? rgb(BASIC[n]) : n > 231 ? Array(3).fill(8 + 10 * (n - 232)) :
+  [36, 6, 1].map(unit => ((n - 16) / unit | 0) % 6).map(step => step && 55 + 40 * step);
+function dress({text, look}) {              // the style keeps the colours readable on both themes
+  const node = make("span", text, look.bold ? "bold" : "");
+  for (const side of ["fore", "back"]) if (look[side] >= 0 && look[side] < 256) {
+    node.classList.add(side); node.style.setProperty("--" + side, `rgb(${rgb(look[side])})`); }
+  return node.className ? node : text; }
+function draw() {
+  const output = $("output"), {lines} = log, end = output.scrollHeight - output.clientHeight - output.scrollTop < 8;
+  let left = lines.length; clearTimeout(drawing); drawing = 0;
+  while (left > KEPT || log.size > LIMIT && left > 1) log.size -= lines[lines.length - left--].text.length;
+  for (const {node} of lines.splice(0, lines.length - left)) { log.cut = true; if (node) node.remove(); }
+  const stale = lines.filter(line => line.stale).slice(0, TURN); if (stale.length === TURN) drawing = setTimeout(draw);
+  for (const line of stale) {
+    const runs = [], node = line.node = line.node || output.appendChild(make("div", "", line.stream));
+    for (const [text, look] of line.chars)
+      if (runs.length && runs[0].look === look) runs[0].text += text; else runs.unshift({text, look});
+    const text = runs.reverse().map(run => run.text).join(""); log.size += text.length - line.text.length;
+    node.dataset.time = local(new Date(line.time)).slice(11); node.replaceChildren(...runs.map(dress));
+    Object.assign(line, {text, stale: false, chars: line === log.open && line.chars}); }
+  $("cut").hidden = !log.cut; output.hidden = !lines.length; if (end) output.scrollTop = output.scrollHeight;
+  put("nothing", lines.length ? "" : log.ended ? "This job printed nothing." : "This job has printed nothing yet.");
+  if (stale.length) find(); }
+function find(step) {                       // without a step nothing moves: only the output has changed
+  const query = $("find").value, pattern = RegExp(query.replace(/\W/g, "\\$&"), "gi"), found = [];
+  for (const line of query && log.lines) for (const {index} of line.text.matchAll(pattern)) found.push({line, index});
+  const before = found.findIndex(({line, index}) => match && line === match.line && index === match.index);
+  const place = before >= 0 ? (before + (step || 0) + found.length) % found.length : step < 0 ? found.length - 1 : 0;
+  match = found[place]; put("found", !query ? "" : match ? `${place + 1} of ${found.length}` : "No match");
+  const range = ({line, index}) => {        // from the text that has the first character to that which has the last
+    const [[start, startOffset], [end, endOffset]] = [index, index + query.length].map(at => [[...line.node.childNodes]
+      .map(child => child.firstChild || child).find(text => text.length >= at || (at -= text.length) < 0), at]);
+    return new StaticRange({startContainer: start, startOffset, endContainer: end, endOffset}); };
+  for (const [name, from, to] of [["found", place - NEAR, place + NEAR], ["current", place, place + 1]])
+    if (CSS.highlights) CSS.highlights.set(name, new Highlight(...found.slice(Math.max(0, from), to).map(range)));
+  if (match && step !== undefined) match.line.node.scrollIntoView({block: "center"}); }
+async function describe() {                 // the script and the options, if they are to be seen
+  const mine = log, names = ["args", "cwd", "timeout", "tty", "pid"]; if (!$("details").open || !mine.create) return;
+  const {jobs: [job]} = await json(`jobs/${mine.id}?fields=script,${names}`); if (mine !== log) return;
+  put("facts", names.map(name => `${name}: ${JSON.stringify(job[name])}`).join("\n")); put("script", job.script); }
 const on = (id, event, work, busy) => $(id).addEventListener(event, async event => {    // two quick presses are one
-  event.preventDefault();
-  if (busy) return;
-  busy = true; put($("trouble"), "");
-  await work().catch(error => put($("trouble"), words(error)));
-  busy = false; changes += 1; poll();
-});
-on("run", "submit", async () => run($("editor").value, {label: $("label").value, timeout: $("timeout").value,
-  args: $("args").value ? $("args").value.replace(/\n$/, "").split("\n") : [],
-  tty: $("tty").checked && {rows: $("rows").value, cols: $("cols").value}}));
-on("again", "click", async () => run(await (await api(`jobs/${chosen}/script`)).blob(), settings));
-on("stop", "click", () => api(`jobs/${chosen}/kill`, {method: "POST"}));
-on("delete", "click", async () => ($("stop").disabled || confirm(`Stop job ${chosen} and forget it?`)) &&
-  api("jobs/" + chosen, {method: "DELETE"}));
-on("save", "click", async () => Object.assign(document.createElement("a"), {download: `job-${chosen}.log`,
+  event.preventDefault(); if (busy) return; busy = true; put("trouble", "");
+  try { await work(); } catch (error) { report(error); } busy = false; changes += 1; poll(); });
+function edit(job) {                        // fills the form with a job, whose options can be replaced, or empties it
+  const values = job ? {...job, ...job.tty, editor: job.script, args: job.args.join("\n")} : {}, {id, tty} = values;
+  $("run").reset(); $("options").open = !!job; $("tty").checked = tty; $("fresh").hidden = !job; edited = {id};
+  put("editing", job ? `Job ${id}, with its environment` : ""); if (job && innerWidth < 960) location.hash = "";
+  for (const name of tty ? ["rows", "cols"] : []) $(name).value = values[name];
+  for (const name of texts) { $(name).value = values[name] || ""; edited[name] = $(name).value; }
+  for (const name of ["timeout", "args"]) $(name).required = edited[name]; if (job) $("args").focus(); }
+const start = async (path, body) => { location.hash = "job/" + (await json(path, "POST", body)).jobs[0].id; };
+on("run", "submit", () => {                 // an edited job keeps what is not sent
+  const query = new URLSearchParams({fields: "id", tty: +$("tty").checked}), script = $("editor").value, {id} = edited;
+  for (const name of [...texts.slice(1), ...$("tty").checked ? ["rows", "cols"] : []])
+    for (const value of $(name).value === edited[name] ? [] : $(name).value.replace(/\n$/, "").split("\n"))
+      query.append(name === "args" ? "arg" : name, value);
+  if ($("stdin").checked) query.append("stdin", 1);
+  return start((id >= 0 ? `jobs/${id}/again?` : "jobs?") + query, script === edited.editor ? null : script); });
+on("again", "click", () => start(`jobs/${chosen}/again?fields=id`)); on("fresh", "click", () => edit());
+on("edit", "click", async () => edit((await json(`jobs/${chosen}?fields=script,args,label,timeout,tty`)).jobs[0]));
+on("stop", "click", () => {                 // if nobody kills it, the server does so in the end
+  const id = chosen, how = stopping.has(id) ? "signal=KILL" : "grace=60"; stopping.set(id, Date.now()); update(log.job);
+  return api(`jobs/${id}/kill?${how}`, "POST").catch(error => { stopping.delete(id); throw error; }); });
+on("delete", "click", async () => {
+  const {id, state} = log.job, sure = state === "complete" || confirm(`Job ${id} is ${state}. End and forget it?`);
+  if (sure) { await api("jobs/" + id, "DELETE"); location.hash = ""; $("jobs").focus(); } });
+on("clear", "click", () => confirm("Forget all complete jobs?") && api("jobs?state=complete", "DELETE"));
+on("more", "click", () => { shown += 100; }); on("sign-in", "submit", () => { secret = $("secret").value; });
+on("save", "click", async () => Object.assign(make("a"), {download: `job-${chosen}.log`,
   href: URL.createObjectURL(await (await api(`jobs/${chosen}/log`)).blob())}).click());
-on("input", "submit", () => api(`jobs/${chosen}/stdin`, {method: "POST", body: $("line").value + "\n"})
-  .then(() => $("input").reset()));
-on("sign-in", "submit", async () => { secret = $("secret").value; });
-on("forget", "click", async () => { enter(false); location.reload(); });
-$("editor").addEventListener("keydown", ({key, ctrlKey, metaKey, repeat}) =>
-  key === "Enter" && (ctrlKey || metaKey) && !repeat && $("go").click());
-$("list").onkeydown = event => {
-  const item = event.target.parentNode[{ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling"}[event.key]];
-  if (item) { event.preventDefault(); item.firstElementChild.focus(); }
-};
-$("list").addEventListener("focusin", event => rows.forEach(row => { row.tabIndex = row === event.target ? 0 : -1; }));
-ondragover = event => event.preventDefault();
-ondrop = async event => {
-  const [file] = event.dataTransfer.files;
-  if (file) { event.preventDefault(); $("editor").value = await file.text(); }
-};
-put($("host"), location.host); document.title += " on " + location.host; document.onvisibilitychange = poll;
-if (secret) poll(); else enter(false);
-"""
+on("copy", "click", () => {                 // navigator.clipboard is missing where the page comes by plain HTTP
+  const fill = event => event.clipboardData.setData("text/plain", log.lines.map(line => line.text + "\n").join(""));
+  addEventListener("copy", event => { fill(event); event.preventDefault(); }, {once: true});
+  put("copy", document.execCommand("copy") ? "Copied" : "Not allowed"); setTimeout(put, 2000, "copy", "Copy all"); });
+const send = (body, query = "") => api(`jobs/${chosen}/stdin${query}`, "POST", body);
+on("input", "submit", () => {
+  const end = log.job.tty ? "\r" : "\n"; recalled = sent.push($("line").value); $("input").reset();
+  return send(sent[recalled - 1] + end); });
+on("interrupt", "click", () => log.job.tty ? send("\x03") : api(`jobs/${chosen}/kill?signal=INT`, "POST"));
+on("eof", "click", () => log.job.tty ? send("\x04") : send("", "?eof"));
+on("forget", "click", () => { enter(false); location.reload(); }); on("search", "submit", () => find(1));
+$("details").ontoggle = describe; $("filter").oninput = filter; $("find").oninput = () => find(0);
+on("previous", "click", () => find(-1)); on("end", "click", () => $("output").scrollTo(0, $("output").scrollHeight));
+$("file").onchange = async () => { const [file] = $("file").files; if (file) $("editor").value = await file.text(); };
+$("editor").onkeydown = event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("go").click(); };
+$("line").onkeydown = event => {
+  const step = {ArrowUp: -1, ArrowDown: 1}[event.key]; if (!step) return; event.preventDefault();
+  recalled = Math.min(sent.length, Math.max(0, recalled + step)); $("line").value = sent[recalled] || ""; };
+document.onvisibilitychange = () => { if (document.hidden) stream.abort(); else { poll(); follow().catch(report); } };
+onhashchange = choose; onerror = (...all) => report(all[4] || all[0]); edit(); choose(); if (!secret) enter(false);"""
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>rtot</title>
-<style>%s</style><header class="row"><h1>rtot</h1><span id="host" class="soft"></span>
-<span id="status" class="running" role="status"></span><button id="forget" hidden>Forget secret</button></header>
-<main><form id="sign-in" class="panel stack" hidden><label for="secret">The secret of this server</label>
-  <input id="secret" type="password" required autocomplete="current-password"><p id="wrong" class="failed" role="alert">
-  <div class="row"><button class="main">Sign in</button><span class="soft">Kept in this tab alone</span></div></form>
-<div id="work" class="stack" hidden><p id="trouble" class="panel failed" role="alert"></p><div class="stack">
-  <form id="run" class="panel stack" autocomplete="off"><h2><label for="editor">Script</label></h2>
-    <textarea id="editor" rows="7" required spellcheck="false" autocapitalize="off"></textarea>
-    <details><summary>Options</summary><div class="stack"><label>Label<input id="label"></label>
-      <label>Arguments, one a line<textarea id="args" rows="2"></textarea></label>
-      <label>Time limit in seconds<input id="timeout" inputmode="decimal"></label>
-      <div class="row"><label><input id="tty" type="checkbox"> Terminal of</label><label><input id="rows" size="3"
-        value="24"> rows</label><label><input id="cols" size="3" value="80"> columns</label></div></div></details>
-    <div class="row"><button id="go" class="main">Run</button><span class="soft">Ctrl+Enter, or drop a file</span></div>
-  </form><section class="panel stack" aria-labelledby="jobs"><h2 id="jobs">Jobs</h2>
-    <ul id="list"></ul><p id="more" class="soft" hidden>Only the newest 100 are listed.</p><template id="row"><li>
-    <button tabindex="-1"><span></span><code></code><span></span><span class="soft wide"></span></button></template>
-</section></div><section id="right" class="panel" aria-label="Chosen job"><p id="none" class="soft">No job chosen</p>
-  <div id="job" class="stack" hidden><div class="row"><h2 id="title"></h2><span id="state" role="status"></span></div>
-    <div class="row"><button id="stop">Stop</button><button id="again">Run again</button>
-      <button id="save">Save output</button><button id="delete">Delete</button></div>
-    <details><summary>Script</summary><pre id="script" tabindex="0"></pre></details>
-    <p id="cut" class="soft" hidden>Only the end of the output is here.</p>
-    <div id="output" role="log" aria-live="off" aria-label="Output" tabindex="0"></div>
-    <form id="input" class="row"><input id="line" aria-label="Standard input"><button>Send</button></form></div>
-</section></div></main><script>%s</script>
-"""
+PAGE = """<!DOCTYPE html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>rtot</title><style>%s</style><header class="row"><h1>rtot</h1><b id="host"></b><span id="status" class="wide"
+role="status"></span><button id="forget" hidden>Forget secret</button></header><main>
+<form id="sign-in" class="panel stack" hidden><label for="secret">The secret of this server, kept in this tab alone
+  </label><input id="secret" type="password" required autocomplete="current-password"><p id="wrong" class="failed"
+  role="alert"></p><button class="main">Sign in</button></form><div id="work" class="stack" hidden>
+<p id="trouble" class="panel failed" role="alert"></p><div id="left" class="stack"><form id="run" class="panel stack"
+  autocomplete="off"><div class="row"><h2 class="wide"><label for="editor">Script</label></h2><span id="editing"
+    class="soft"></span><button id="fresh" type="button">New script</button></div>
+  <textarea id="editor" rows="7" required spellcheck="false" autocapitalize="off"></textarea>
+  <details id="options"><summary>Options</summary><div class="stack"><label>Label <input id="label"></label>
+    <label>Arguments, one a line <textarea id="args" rows="2"></textarea></label><label>Time limit in seconds <input
+    id="timeout" inputmode="decimal"></label><label><input id="stdin" type="checkbox"> Standard input</label><div
+    class="row"><label><input id="tty" type="checkbox"> Terminal of</label><label><input id="rows" size="3" value="24">
+    rows</label><label><input id="cols" size="3" value="80"> columns</label></div></div></details><div class="row">
+    <button id="go" class="main">Run</button><input id="file" type="file" class="wide" aria-label="Script from a file">
+  </div></form><section class="panel stack"><div class="row"><h2 id="jobs" class="wide" tabindex="-1">Jobs</h2>
+    <button id="clear">Clear complete</button></div><input id="filter" type="search" aria-label="Filter" placeholder=
+    "Filter by label, script or state"><p id="empty" class="soft" role="status"></p><ul id="list"></ul>
+    <button id="more" hidden>Show older jobs</button></section></div>
+<section id="right" class="panel" aria-label="Job"><a id="back" href="#">&lsaquo; All jobs</a><p id="none" class="soft"
+  role="status"></p><div id="job" class="stack" hidden><div class="row"><h2 id="title" tabindex="-1"></h2><b id="state"
+    role="status"></b><span id="when" class="soft"></span></div><div class="row"><button id="stop">Stop</button>
+    <button id="again">Run again</button><button id="edit">Edit and run</button><button id="save">Save output</button>
+    <button id="delete">Delete</button></div><details id="details"><summary>Script and options</summary><pre
+    id="facts"></pre><pre id="script" tabindex="0"></pre></details><div id="tools" class="row"><form id="search"
+    class="row"><input id="find" type="search" class="wide" placeholder="Find" aria-label="Find in the output"><span
+    id="found" class="soft" role="status"></span><button id="previous" type="button" aria-label="Previous match">&uarr;
+    </button><button aria-label="Next match">&darr;</button></form><label><input id="times" type="checkbox"> Times
+    </label><label><input id="wrap" type="checkbox" checked> Wrap</label><button id="copy">Copy all</button><button
+    id="end">Jump to end</button></div><p id="cut" class="soft">Older output is not shown here. Save output has all that
+    is kept.</p><p id="nothing" class="soft"></p><div id="output" role="log" aria-live="off" aria-label="Output"
+    tabindex="0"></div><form id="input" class="row" autocomplete="off"><input id="line" class="wide" aria-label="Input">
+    <button>Send</button><button id="interrupt" type="button" aria-label="Interrupt, ^C">^C</button><button id="eof"
+    type="button" aria-label="End of input, ^D">^D</button></form></div></section></div></main><script>%s</script>"""
 
 
 def page():
     """Return the page that a browser gets, a Response: it may run this script and ask this server, and nothing else."""
     import base64
     import hashlib
-
     hashes = tuple(base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
                    for text in (PAGE_SCRIPT, PAGE_STYLE))
     response = Response(200, (PAGE % (PAGE_STYLE, PAGE_SCRIPT)).encode("utf-8"), HTML)
