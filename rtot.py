@@ -2674,19 +2674,18 @@ class Server(socketserver.TCPServer):
 
 # One file without resources, so that the hashes in its policy are all that may run.  It asks by relative URLs, since a
 # proxy may serve it under a prefix, and holds one stream at most: a browser has six connections to a host.
-PAGE_STYLE = """\
-:root { color-scheme: light dark; --bg: light-dark(#f4f6f4, #111514); --panel: light-dark(#fff, #191f1d);
+PAGE_STYLE = """:root { color-scheme: light dark; --bg: light-dark(#f4f6f4, #111); --panel: light-dark(#fff, #191f1d);
   --ink: light-dark(#1b2320, #e3e9e6); --soft: light-dark(#57635e, #9daaa4); --edge: light-dark(#7c8a84, #72817a);
   --main: light-dark(#0a6a56, #62cbb0); --run: light-dark(#865500, #e6b450); --bad: light-dark(#b0271c, #ff9186); }
 * { box-sizing: border-box; margin: 0; accent-color: var(--main); } [hidden], p:empty { display: none !important; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); overflow-wrap: anywhere; }
 h1, h2 { font-size: 1.1rem; } .soft, small, label, summary { color: var(--soft); font-size: .875rem; }
 .failed { color: var(--bad); } .running, #status { color: var(--run); } h1, #back, .done { color: var(--main); }
-.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } .wide { flex: 1; }
-.stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); } #delete { margin-left: auto; }
+.row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } .wide { flex: 1; } .bold { font-weight: 700; }
+.stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
 .panel { background: var(--panel); border-radius: 8px; padding: 1rem; min-width: 0; } header { padding: .625rem 1rem; }
 #work { padding: 0 1rem 1rem; gap: 1rem; } button, input, textarea { font: inherit; color: var(--ink); background: none;
-  border: 1px solid var(--edge); border-radius: 5px; padding: .25rem .75rem; } button:hover { background: var(--bg); }
+  border: 1px solid var(--edge); border-radius: 5px; padding: .25rem .75rem; } #forget, #delete { margin-left: auto; }
 .main { background: var(--main); color: var(--panel); } :disabled, ::placeholder { color: var(--soft); opacity: 1; }
 input, textarea { background: var(--bg); min-width: 0; width: 100%; } [type=checkbox], [size] { width: auto; }
 textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu Sans Mono", Menlo, monospace; }
@@ -2696,28 +2695,29 @@ textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu S
 #list a:hover, [aria-current=true] { background: var(--bg); } #list [aria-current=true] { border-color: var(--main); }
 pre, #output { white-space: pre-wrap; overflow: auto; background: var(--bg); border-radius: 5px; padding: .5rem; }
 pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; min-height: 14rem; height: 65vh; }
-#output div { padding-left: 1.5rem; border-left: 3px solid transparent; position: relative; min-height: 1.5em; }
+#output div { padding-left: 1.75rem; border-left: 3px solid transparent; position: relative; min-height: 1.5em; }
 #output .err { color: var(--bad); border-color: var(--bad); } #output .err::after { content: "err" / "standard error";
   position: absolute; left: .125rem; top: .125em; font-size: .6875rem; } #output .err + .err::after { content: none; }
 #tools:has(#times:checked) ~ #output div::before { content: attr(data-time) "  "; color: var(--soft); }
 #tools:not(:has(#wrap:checked)) ~ #output { white-space: pre; overflow-wrap: normal; } #search { flex: 1 1 20rem; }
-.bold { font-weight: bold; } .fore { color: light-dark(oklch(from var(--fore) clamp(0, l, .48) calc(c * .8) h),
+.fore { color: light-dark(oklch(from var(--fore) clamp(0, l, .48) calc(c * .8) h),
   oklch(from var(--fore) clamp(.72, l, 1) calc(c * .8) h)); } .back { color: var(--ink); background: light-dark(
   oklch(from var(--back) clamp(.82, l, 1) calc(c * .6) h), oklch(from var(--back) clamp(0, l, .42) calc(c * .6) h)); }
 ::highlight(found) { background: #ffe08a; color: #1b2320; } ::highlight(current) { background: #f08030; color: #000; }
 @media (min-width: 60rem) { #work { grid-template-columns: minmax(22rem, 2fr) minmax(0, 5fr); } #back { display: none; }
   #trouble { grid-column: 1 / 3; } #job { display: flex; flex-direction: column; height: 100%; } #output { flex: 1; }
-  #right { position: sticky; top: 1rem; height: calc(100vh - 4.5rem); overflow: auto; }}
+  #right { position: sticky; top: 1rem; height: calc(100vh - 4.5rem); overflow: auto; } #sign-in { margin: 12vh 35%; }}
 @media (max-width: 59.99rem) { .chosen #left, :not(.chosen) > #right { display: none; } button { padding: 0 .5rem; }
-  button, input, summary, label, a { min-height: 44px; min-width: 44px; } label, #back { display: flex; gap: .5rem;
-  align-items: center; } summary { padding: .6rem 0; } input, textarea, #line { font-size: 16px; }}"""
+  button, input:not([type=checkbox]), summary, label, a { min-height: 44px; min-width: 44px; } summary { padding: 1ch; }
+  label, #back { display: flex; flex-wrap: wrap; align-items: center; gap: 0 .5rem; } input, textarea, #line {
+  font-size: 16px; } #status:not(:empty) { min-width: 100%; order: 1; }}"""
 
 PAGE_SCRIPT = r""""use strict";
-const KEPT = 30000, LIMIT = 1 << 22, WIDEST = 1 << 16, TURN = 4000;     // a log's lines, characters; a line's; at once
-const PERIOD = 1000, GRACE = 5000, NEAR = 2000, rows = new Map(), stopping = new Map();     // ms; matches; by job's id
-let fields = "fields=exit,timed_out,held,create,start,duration,label,line,tty,out_bytes,err_bytes", chosen = null;
+const KEPT = 30000, LIMIT = 1 << 22, WIDEST = 1 << 16, TURN = 1000;     // log: lines, characters; line; lines per draw
+const PERIOD = 1000, GRACE = 5000, NEAR = 2000, rows = new Map(), stopping = new Map();   // ms, ms, matches; by job id
+const fields = "fields=exit,timed_out,held,create,start,duration,label,line,tty,out_bytes,err_bytes";
 let secret = sessionStorage.getItem("rtot-secret") || "", server = "", gone, polling, timer, changes = 0, shown = 100;
-let stream = new AbortController(), log, drawing, match, edited, recalled = 0;
+let stream = new AbortController(), log, drawing, match, edited, recalled = 0, chosen = null;
 const $ = id => document.getElementById(id), texts = ["editor", "label", "timeout", "args"], sent = [];
 const fail = (message, status = 0) => Promise.reject(Object.assign(new Error(message), {status}));
 const put = (id, text) => { const node = $(id) || id; if (node.textContent !== text) node.textContent = text; };
@@ -2751,7 +2751,6 @@ async function poll() {                     // asks for the list of jobs again a
     gone = null; enter(true); if (before === changes) show(jobs);       // else it is stale
   } catch (error) {
     gone = gone || local(new Date()).slice(11, 19); if (error.status === undefined) report(error);
-    if (error.status === 400 && fields.endsWith(",stdin")) { fields = fields.slice(0, -6); changes += 1; }  // not known
     if (secret) put("status", `${error.message} since ${gone}, trying again`); }
   polling = false; timer = setTimeout(poll, before === changes ? PERIOD : 0); }
 function show(jobs) {
@@ -2760,7 +2759,7 @@ function show(jobs) {
   document.title = "rtot on " + server; jobs.forEach(update); filter();
   if (!ids.has(chosen)) none(chosen === null ? "No job chosen." : `There is no job ${chosen}, or no longer.`); }
 function none(text) { stream.abort(); log = {lines: [], ended: true}; $("job").hidden = true; put("none", text); }
-function update(job) {                      // in the list, and in the head if it is chosen
+function update(job) {                      // in the list, and at the head of its output if it is the chosen one
   const {id, label} = job, over = job.state === "complete", told = !over && stopping.get(id);
   if (!rows.has(id)) {
     const item = make("li"), link = make("a"), before = [...$("list").children].find(other => other.value < id);
@@ -2768,22 +2767,22 @@ function update(job) {                      // in the list, and in the head if i
     link.ariaCurrent = id === chosen; item.append(link); rows.set(id, link); $("list").insertBefore(item, before); }
   const word = told ? "stopping" : job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state);
   const kind = !over ? "running" : word === "done" ? word : "failed", link = rows.get(id), {children} = link;
-  const since = local(date(job.state === "new" ? job.create : job.start)).slice(0, 19), took = span(job.duration);
-  const when = `${since}, ${over ? "ran" : "running"} for ${took}`, more = label ? label + " \u00b7 " + when : when;
+  const since = local(date(job.state === "new" ? job.create : job.start)), took = over ? "ran for " : "running for ";
+  const when = [label, since.slice(5, 16), took + span(job.duration)], more = when.filter(Boolean).join(" \u00b7 ");
   job.word = word + (job.held ? ", held" : ""); children[2].className = kind; link.job = job;
   [String(id), job.line, job.word, more].forEach((text, index) => put(children[index], text));
   if (id !== chosen) return; const late = told && Date.now() - told > GRACE;
   $("state").className = kind; put("state", job.word); document.title = `Job ${id} ${job.word} on ${server}`;
-  put("title", `Job ${id}${label && ": " + label}`); put("when", "Started " + when); $("job").hidden = false;
+  put("title", `Job ${id}${label && ": " + label}`); $("job").hidden = false; put("none", "");
   put("stop", late ? "Kill" : told ? "Stopping" : "Stop"); $("stop").disabled = over ? !job.held : told && !late;
-  $("input").hidden = over; put("none", "");
+  put("when", `Started ${since.slice(0, 19)}, ${when[2]}`); $("input").hidden = over;
   if (log.create !== job.create) begin(job); log.job = job; draw(); }       // begin: another job, or another server's
 function filter() {
   const words = $("filter").value.toLowerCase().split(/\s+/), links = [...rows.values()];
   for (const {job, parentNode} of links) parentNode.hidden = words.some(word =>
     ![job.id, job.label, job.line, job.word].join("\n").toLowerCase().includes(word));
   put("empty", links.some(link => !link.parentNode.hidden) ? "" : links.length ? "No job matches." : "No jobs yet."); }
-function choose() {                         // what the address says; a secret is taken out of it at once
+function choose() {                         // shows what the address names; takes a secret out of it at once
   const {hash} = location, given = new URLSearchParams(hash.slice(1)).get("secret"), job = /^#job\/(\d+)$/.exec(hash);
   if (given !== null) { secret = given; history.replaceState(null, "", location.pathname + location.search); }
   const listed = $("list").contains(document.activeElement); chosen = job && +job[1]; put("trouble", "");
@@ -2866,7 +2865,7 @@ function find(step) {                       // without a step nothing moves: onl
     return new StaticRange({startContainer: start, startOffset, endContainer: end, endOffset}); };
   for (const [name, from, to] of [["found", place - NEAR, place + NEAR], ["current", place, place + 1]])
     if (CSS.highlights) CSS.highlights.set(name, new Highlight(...found.slice(Math.max(0, from), to).map(range)));
-  if (match && step !== undefined) match.line.node.scrollIntoView({block: "center"}); }
+  if (match && step !== undefined) $("output").scrollTop = match.line.node.offsetTop - $("output").clientHeight / 2; }
 async function describe() {                 // the script and the options, if they are to be seen
   const mine = log, names = ["args", "cwd", "timeout", "tty", "pid"]; if (!$("details").open || !mine.create) return;
   const {jobs: [job]} = await json(`jobs/${mine.id}?fields=script,${names}`); if (mine !== log) return;
@@ -2874,7 +2873,7 @@ async function describe() {                 // the script and the options, if th
 const on = (id, event, work, busy) => $(id).addEventListener(event, async event => {    // two quick presses are one
   event.preventDefault(); if (busy) return; busy = true; put("trouble", "");
   try { await work(); } catch (error) { report(error); } busy = false; changes += 1; poll(); });
-function edit(job) {                        // fills the form with a job, whose options can be replaced, or empties it
+function edit(job) {                        // fills the form with a job, whose options one can replace, or empties it
   const values = job ? {...job, ...job.tty, editor: job.script, args: job.args.join("\n")} : {}, {id, tty} = values;
   $("run").reset(); $("options").open = !!job; $("tty").checked = tty; $("fresh").hidden = !job; edited = {id};
   put("editing", job ? `Job ${id}, with its environment` : ""); if (job && innerWidth < 960) location.hash = "";

@@ -167,13 +167,11 @@ class PageCase(ServerCase):
         self.open()
         self.browser.log()
 
-    def open(self, address=""):
+    def open(self):
         """Load the page anew, signed in."""
         self.browser.open("about:blank")
         self.browser.open(self.url + "#secret=" + SECRET)
         wait_until(lambda: self.browser.text("host"), "the jobs")
-        if address:
-            self.browser.js("location.hash = arguments[0]", address)
 
     def tearDown(self):
         severe = [entry["message"] for entry in self.browser.log()
@@ -210,7 +208,8 @@ class PageCase(ServerCase):
                                "link => [...link.children].map(node => node.textContent))")
 
     def wait_for_rows(self, *numbers):
-        wait_until(lambda: [row[0] for row in self.rows()] == [str(number) for number in numbers], "jobs %r" % (numbers,))
+        expected = [str(number) for number in numbers]
+        wait_until(lambda: [row[0] for row in self.rows()] == expected, "jobs %r" % (numbers,))
 
     def choose(self, number):
         """Go to a job by its address, which asks for it at once."""
@@ -224,16 +223,17 @@ class PageCase(ServerCase):
         """Run a script to its end, choose it, and wait until its output is there; return its number."""
         number = self.server.run(script, query)["id"]
         self.choose(number)
-        wait_until(lambda: self.browser.js("return log.ended && log.lines.every(line => line.node)"), "the whole output")
+        drawn = "return log.ended && log.lines.every(line => line.node)"        # log is a variable of the page
+        wait_until(lambda: self.browser.js(drawn), "the whole output")
         return number
 
     def hide(self, hidden=True):
-        """Let the page believe that its tab is hidden, or shown."""
+        """Make the page believe that its tab is hidden, or shown."""
         self.browser.js("Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
                         "document.dispatchEvent(new Event('visibilitychange'))", hidden)
 
     def asked(self, pattern):
-        """Return the paths that the page has asked for which match."""
+        """Return the paths that the page has asked for which match; of a stream when it has ended."""
         return self.browser.js("return performance.getEntriesByType('resource').map(each => each.name)"
                                ".filter(name => new RegExp(arguments[0]).test(name))", pattern)
 
@@ -479,8 +479,8 @@ class LogTest(PageCase):
     def test_has_both_streams_in_the_order_in_which_they_came_from_one_request(self):
         self.choose(self.server.print_in_turn(["a", "error", "b"]))
         self.wait_for_output("a", "error", "b")
-        self.assertEqual(len(self.asked("/log")), 1)
-        self.assertEqual(self.asked("/(out|err)$"), [])
+        asked = wait_until(lambda: self.asked("/(log|out|err)\\b"), "the end of the stream")
+        self.assertEqual([path.partition("?")[0].rpartition("/")[2] for path in asked], ["log"])
 
     def test_marks_errors_not_by_colour_alone(self):
         self.choose(self.server.print_in_turn(["a", "error", "b"]))
@@ -509,6 +509,7 @@ class LogTest(PageCase):
         self.server.post("/jobs/%d/stdin" % number, b"one\\n\ncaf\\303\\251 \\377 half\n")
         self.wait_for_output("one", "caf\u00e9 \ufffd half")      # its bytes can't be counted on the page
         self.hide()
+        wait_until(lambda: "GET /jobs/%d/log" % number in self.server.log(), "the end of the stream")
         self.server.post("/jobs/%d/stdin" % number, b" whole\\n\ntwo\\n\n")
         self.server.wait_for_out(number, b"two")
         self.assertEqual(self.lines(), ["one", "caf\u00e9 \ufffd half"])
@@ -586,8 +587,7 @@ class LogTest(PageCase):
     def test_is_bounded_and_shows_its_end(self):
         self.choose(self.server.run("seq 1000000; echo end")["id"])
         self.wait_for_line("end")
-        wait_until(lambda: self.browser.js("const node = document.getElementById('output');"
-                                           "return node.scrollHeight - node.scrollTop - node.clientHeight < 8"), "its end")
+        wait_until(lambda: self.below() < 8, "its end")
         count = self.browser.js("return document.querySelectorAll('#output > div').length")
         self.assertTrue(20000 <= count <= 40000, count)
         self.assertRegex(self.browser.text("cut"), "^Older output is not shown here")
@@ -606,8 +606,12 @@ class LogTest(PageCase):
         self.wait_for_line("end")
         self.assertEqual(self.browser.js("return document.getElementById('output').scrollTop"), 40)
         self.browser.click("end")
-        self.assertLess(self.browser.js("const node = document.getElementById('output');"
-                                        "return node.scrollHeight - node.scrollTop - node.clientHeight"), 8)
+        self.assertLess(self.below(), 8)
+
+    def below(self):
+        """Return how much of the output is below what is shown of it, in pixels."""
+        return self.browser.js("const node = document.getElementById('output');"
+                               "return node.scrollHeight - node.scrollTop - node.clientHeight")
 
     def test_saves_all_in_the_same_order(self):
         directory = os.path.dirname(self.gate())
@@ -648,14 +652,15 @@ class TerminalTest(PageCase):
             })""")
 
     def test_shows_colours_and_bold(self):
-        self.show_end(r"printf 'a\033[31mred\033[0m \033[1mbold\033[22m \033[38;5;208mmany\033[39m \033[48;5;17mon\033[49mz\n'")
+        self.show_end(r"printf 'a\033[31mred\033[0m \033[1mbold\033[22m '; "
+                      r"printf '\033[38;5;208mmany\033[39m \033[48;5;17mon\033[49mz\n'")
         self.assertEqual(self.lines(), ["ared bold many onz"])
         self.assertEqual(self.looks(), [["red", "400", True, False], ["bold", "700", False, False],
                                         ["many", "400", True, False], ["on", "400", False, True]])
 
     def test_every_colour_can_be_read_on_both_themes(self):
-        self.show_end(r"for n in $(seq 0 255); do printf '\033[38;5;%dmfore\033[0m \033[48;5;%dmback\033[0m \033[97;48;5;%dmwhite'"
-                      r"'\033[30mblack\033[0m\n' $n $n $n; done")
+        self.show_end(r"for n in $(seq 0 255); do printf '\033[38;5;%dmfore\033[0m \033[48;5;%dmback\033[0m ' $n $n; "
+                      r"printf '\033[97;48;5;%dmwhite\033[30mblack\033[0m\n' $n; done")
         for scheme in ("light", "dark"):
             self.browser.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
             self.assertEqual(self.browser.js(POOR_CONTRAST), [], scheme)
@@ -678,12 +683,14 @@ class TerminalTest(PageCase):
         self.assertEqual(self.lines(), ["ac d"])
 
     def test_other_escapes_are_dropped(self):
-        self.show_end(r"printf '\033]0;title\007a\033[2J\033[?25lb\033(Bc\033]8;;http://x\033\\d\033[10;5He\000f\033P1q\033\\g\n'")
+        self.show_end(r"printf '\033]0;title\007a\033[2J\033[?25lb\033(Bc\033]8;;http://x\033\\d'; "
+                      r"printf '\033[10;5He\000f\033P1q\033\\g\n'")
         self.assertEqual(self.lines(), ["abcdefg"])
 
     def test_characters_and_escapes_that_come_in_parts(self):
         gate = self.gate()
-        self.run_script(r"printf 'caf\303'; %s; printf '\251 \033[3'; sleep 0.1; printf '1mred\033[0m\r\n'" % until(gate))
+        self.run_script(r"printf 'caf\303'; %s; printf '\251 \033[3'; sleep 0.1; printf '1mred\033[0m\r\n'"
+                        % until(gate))
         self.wait_for_output("caf")
         open(gate, "w").close()
         self.wait_for_output("caf\u00e9 red")
@@ -871,7 +878,8 @@ class InputTest(PageCase):
         self.assertFalse(self.browser.shows("input"))
 
     def test_interrupts_a_job_on_a_terminal(self):
-        self.choose(self.server.start("trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 0.05; done", "tty"))
+        self.choose(self.server.start("trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 0.05; done",
+                                      "tty"))
         self.wait_for_output("ready")
         self.browser.click("interrupt")
         self.wait_for("state", "exit status 7")
@@ -914,7 +922,8 @@ class ListTest(PageCase):
         wait_until(lambda: [row[1:3] for row in self.rows()] == [
             ["sleep 99 # but this", "running"], ["sleep 99 & echo held", "done, held"], ["sleep 9", "timed out"],
             ["exit 3", "exit status 3"], ["true", "done"]])
-        self.assertRegex(self.rows()[4][3], r"^fine \u00b7 [0-9-]{10} [0-9:]{8}, ran for [0-9.]+ s$")
+        self.assertRegex(self.rows()[4][3],
+                         r"^fine \u00b7 [0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2} \u00b7 ran for [0-9.]+ s$")
         self.server.post("/jobs/%d/kill" % held)
 
     def test_is_updated_in_place(self):
@@ -1001,15 +1010,17 @@ class HarmlessTest(PageCase):
 
     def test_what_a_job_prints_and_is_called_stays_text_and_runs_nothing(self):
         evil = "<img src=x onerror='window.bad=1'><script>window.bad=1</script>"
-        number = self.server.start("echo \"%s\"; echo \"%s\" >&2; printf '\\033[31m%s\\033[0m\\n' \"%s\"" % (
-            evil, evil, "%s", evil), "arg=%3Cscript%3Ewindow.bad=1%3C/script%3E&label=%3Cimg%20src=x%20onerror=window.bad=1%3E")
+        script = "e=\"%s\"; echo \"$e\"; echo \"$e\" >&2; printf '\\033[31m%%s\\033[0m\\n' \"$e\"" % evil
+        number = self.server.start(script, "arg=%3Cscript%3Ewindow.bad=1%3C/script%3E&"
+                                           "label=%3Cimg%20src=x%20onerror=window.bad=1%3E")
         self.choose(number)
         self.browser.click_on("#details summary")
         wait_until(lambda: self.lines().count(evil) == 3, "both streams")
         wait_until(lambda: evil in self.browser.text("script"), "the script")
         self.assertEqual(self.browser.text("title"), "Job %d: <img src=x onerror=window.bad=1>" % number)
         self.assertIn(evil, self.rows()[0][1])
-        self.assertEqual(self.browser.js("return [document.images.length, document.scripts.length, window.bad]"), [0, 1, None])
+        found = self.browser.js("return [document.images.length, document.scripts.length, window.bad]")
+        self.assertEqual(found, [0, 1, None])
 
     def test_markup_by_a_mistake_of_the_script_is_refused_by_the_browser(self):
         for mistake in ("document.body.innerHTML = '<b>x</b>'", "document.write('x')",
@@ -1029,8 +1040,8 @@ class HarmlessTest(PageCase):
         self.assertNotRegex(text, r"https?://|//[a-z]|@import|url\(|src=")
         self.assertError(self.server.get("/", headers={"Accept": "*/*"}, secret=False), 401, "secret")
         self.assertEqual(re.sub("'sha256-[A-Za-z0-9+/]{43}='", "HASH", page.headers["content-security-policy"]), (
-            "default-src 'none'; script-src HASH; style-src HASH; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"))
+            "default-src 'none'; script-src HASH; style-src HASH; connect-src 'self'; base-uri 'none'; "
+            "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"))
 
     def test_it_is_read_in_one_sitting(self):
         page = self.server.get("/", headers={"Accept": "text/html"}, secret=False)
@@ -1044,7 +1055,8 @@ class AccessTest(PageCase):
         new = self.server.run("echo new")["id"]
         wait_until(lambda: len(self.rows()) == 2, "both jobs")
         self.browser.js("document.getElementById('editor').focus()")
-        self.assertEqual(self.reach(7), ["Options", "go", "file", "clear", "filter", "Job %d" % new, "Job %d" % (new - 1)])
+        self.assertEqual(self.reach(7), ["Options", "go", "file", "clear", "filter",
+                                         "Job %d" % new, "Job %d" % (new - 1)])
         self.browser.press(ENTER)
         self.wait_for_output("old")
         self.assertEqual(self.focused(), "title")       # from there on it is read
@@ -1062,15 +1074,16 @@ class AccessTest(PageCase):
 
     def focused(self):
         return self.browser.js("""const node = document.activeElement;
-            return node.id || node.ariaLabel || (node.parentNode.localName === "li" ? "Job " + node.firstChild.textContent :
-                node.textContent)""")
+            const job = node.parentNode.localName === "li" && "Job " + node.firstChild.textContent;
+            return node.id || node.ariaLabel || job || node.textContent""")
 
     def test_the_focus_can_be_seen(self):
         self.browser.press(TAB)
         self.assertNotEqual(self.browser.js("return getComputedStyle(document.activeElement).outlineStyle"), "none")
 
     def test_fits_a_telephone_and_a_wide_screen(self):
-        self.show_end("head -c 3000 /dev/zero | tr '\\0' x; echo; seq 100 >&2", "label=%s&arg=%s" % ("l" * 300, "a" * 300))
+        self.show_end("head -c 3000 /dev/zero | tr '\\0' x; echo; seq 100 >&2",
+                      "label=%s&arg=%s" % ("l" * 300, "a" * 300))
         self.browser.js("document.querySelectorAll('details').forEach(node => { node.open = true; })")
         for pixels in (360, 1600):
             self.browser.width(pixels)
@@ -1104,10 +1117,13 @@ class AccessTest(PageCase):
             self.browser.js("location.hash = arguments[0];"
                             "document.querySelectorAll('details').forEach(node => { node.open = true; })", address)
             wait_until(lambda: self.browser.shows("job" if address else "editor"), "the view")
-            small = self.browser.js("""return [...document.querySelectorAll('button, input, textarea, summary, a')].filter(
-                node => node.offsetParent).map(node => [node.id || node.textContent, (node.type === 'checkbox' ?
-                node.closest('label') : node).getBoundingClientRect()]).filter(([, box]) => box.width < 44 || box.height < 44)
-                .map(([name, box]) => [name, box.width, box.height])""")
+            small = self.browser.js("""
+                const shown = [...document.querySelectorAll('button, input, textarea, summary, a')].filter(
+                    node => node.offsetParent);
+                const boxes = shown.map(node => [node.id || node.textContent,
+                    (node.type === 'checkbox' ? node.closest('label') : node).getBoundingClientRect()]);
+                return boxes.filter(([, box]) => box.width < 44 || box.height < 44)
+                    .map(([name, box]) => [name, box.width, box.height])""")
             self.assertEqual(small, [])
             sizes = self.browser.js("""return [...document.querySelectorAll('input, textarea')].filter(node =>
                 node.offsetParent).map(node => getComputedStyle(node).fontSize)""")
@@ -1130,8 +1146,8 @@ class AccessTest(PageCase):
         self.server.delete("/jobs")
 
 
-# WCAG 2.1, 1.4.3: the texts that are shown with a contrast of less than 4.5 to what is behind them.  Colours are painted
-# on a canvas, since a style may name them in any space.
+# WCAG 2.1, 1.4.3: the texts that are shown with a contrast of less than 4.5 to what is behind them.
+# Colours are painted on a canvas, since a style may name them in any space.
 POOR_CONTRAST = """
 const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true}), seen = new Map();
 const rgb = colour => {
