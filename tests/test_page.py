@@ -438,7 +438,7 @@ class RunTest(PageCase):
         self.browser.type("line", "second" + ENTER)
         self.wait_for_output("staging|second|a|b c|caf\u00e9|")
         first, second = self.server.get("/jobs?fields=script,args,label,timeout,cwd").jobs
-        self.assertEqual(dict(first, id=0, href=""), dict(second, id=0, href=""))
+        self.assertEqual(dict(first, id=0, href="", state=""), dict(second, id=0, href="", state=""))
 
     def test_runs_again_with_one_argument_changed_and_the_same_environment(self):
         number = self.server.run(b"#!/bin/sh\n# \xff\nprintf '%s|' \"$TARGET\" \"$@\"\n",
