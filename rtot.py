@@ -2579,6 +2579,7 @@ class Server(socketserver.TCPServer):
                         os.unlink(path)
             super().server_bind()
             self._made = path, identity(path)
+            self.server_activate()          # before the lock goes: one that does not listen yet would seem stale
         finally:
             os.umask(previous)
             os.close(lock)
