@@ -1322,7 +1322,7 @@ class Runner:
     `say` with a line for the log.
     """
 
-    def __init__(self, loop, store, workspace, spawner, total, parallel=0, ended=int, say=int):
+    def __init__(self, loop, store, workspace, spawner, total, parallel, ended, say):
         self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
         self.total, self.parallel, self.ended, self.say = total, parallel, ended, say
         self.sessions, self.capture = Sessions(loop), Capture(loop, store, total)
@@ -1355,6 +1355,8 @@ class Runner:
                 self._complete(job, CANCELED, 126)
                 return
             try:
+                if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
+                    script = self.workspace.write(job.script)
                 process = self._spawn(job, script)
             except (OSError, ValueError, MemoryError, Error) as error:
                 self._not_started(job, script, error)
@@ -1433,8 +1435,6 @@ class Runner:
         What runs is [interpreter, argument, script, ...], not the script: so it works where the directory is mounted
         noexec, and can't meet "text file busy", as 28 to 81 of 1600 did that were written beside forks.
         """
-        if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
-            script = self.workspace.write(job.script)
         interpreter, argument = parse_shebang(job.script)
         executable = interpreter if b"/" in interpreter else b"./" + interpreter    # no search of PATH
         argv = [interpreter] + ([argument] if argument is not None else []) + [script] + list(job.options.args)
@@ -3781,7 +3781,7 @@ parse_positive = checked("0*[1-9][0-9]{0,8}", "whole number over 0")
 parse_form = checked("text|json", "format: text or json", str)
 parse_time = checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
                      lambda text: int(text.rstrip("smhd")) * UNITS.get(text[-1], 1))
-parse_address = checked(r"unix:.+|(\[[^][]+\]|[^:]*):(?!6553[6-9]|655[4-9]|65[6-9]|6[6-9]...|[7-9]....)[0-9]{1,5}",
+parse_address = checked(r"unix:.+|(\[[^][]+\]|[^:]*):(?!6553[6-9]|655[4-9].|65[6-9]..|6[6-9]...|[7-9]....)[0-9]{1,5}",
                         "address, like :8457, host:8457, [::1]:8457 or unix:/path", split_address)
 
 

@@ -1,4 +1,5 @@
 """The command line: options, environment, secret, address, log, daemon, signals, exit status."""
+import argparse
 import contextlib
 import errno
 import http.client
@@ -206,6 +207,12 @@ class SecretTest(Case):
 
 
 class AddressTest(Case):
+
+    def test_every_port_can_be_given_and_no_other(self):
+        for port in range(65536):
+            self.assertEqual(rtot.parse_address("host:%d" % port), ("host", port))
+        for port in (65536, 65540, 65600, 66000, 70000, 99999, 100000):
+            self.assertRaises(argparse.ArgumentTypeError, rtot.parse_address, "host:%d" % port)
 
     def test_a_port_that_is_taken_is_an_error_of_one_line(self):
         with contextlib.closing(socket.socket()) as taken:

@@ -587,6 +587,8 @@ class ParallelTest(ServerCase):
             shutil.rmtree(os.path.join(server.tmp, name))
         server.post("/jobs/%d/stdin?eof" % first)
         self.assertEqual([server.job(number, "wait&fields=out")["out"] for number in numbers], ["0\n", "1\n", "2\n"])
+        directory, = server.leftovers()
+        wait_until(lambda: os.listdir(os.path.join(server.tmp, directory)) == [], "the removal of the scripts")
 
     def test_a_waiting_job_can_be_deleted_before_it_starts(self):
         self.addCleanup(lambda: self.server.delete("/jobs"))
