@@ -1239,7 +1239,10 @@ class Spawner:
         self._environ[b"PWD"] = working_directory() or b"/"
         # 0.06 ms; Popen takes 0.13 ms, and before Python 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
         self._can_spawn = hasattr(os, "posix_spawn")
-        self._home = os.open(".", os.O_PATH) if hasattr(os, "O_PATH") else None     # to come back from another
+        try:                # to come back from another; not where we may not enter it, as by sudo -u from /root
+            self._home = os.open(".", os.O_PATH) if hasattr(os, "O_PATH") else None
+        except OSError:
+            self._home = None
 
     def start(self, executable, argv, ends, options):
         """Start it with `ends` as its descriptors 0 to 2; return its pid.
@@ -1256,12 +1259,20 @@ class Spawner:
                 for name in (b"LINES", b"COLUMNS"):         # of the terminal that we were started from
                     environ.pop(name, None)
             environ.update(options.env)
-        if self._can_spawn and (options.cwd is None or self._home is not None) and (LINUX or not options.tty):
+        if self._can_spawn and (options.cwd is None or self._can_come_back()) and (LINUX or not options.tty):
             try:
                 return self._spawn(executable, argv, ends, options, environ)
             except NotImplementedError:         # a C library without POSIX_SPAWN_SETSID: glibc before 2.26
                 self._can_spawn = False
         return self._fork(executable, argv, ends, options, environ)
+
+    def _can_come_back(self):
+        """May we enter our working directory again?"""
+        try:
+            os.fchdir(self._home)
+        except (OSError, TypeError):        # its permissions have changed; we have none
+            return False
+        return True
 
     def _spawn(self, executable, argv, ends, options, environ):
         """Start it by posix_spawn(3), which knows no directory and no limit: for a moment they are ours, too."""
@@ -1462,7 +1473,8 @@ class Runner:
             return opened[-2:]
         if options.tty:
             process.terminal, slave = os.openpty()
-            opened.extend((process.terminal, slave, os.dup(process.terminal)))
+            opened.extend((process.terminal, slave))
+            opened.append(os.dup(process.terminal))
             process.pipes[process.terminal], process.input = OUT, opened[-1]
             set_size(slave, *options.tty)
             ends = (slave, slave, slave)
@@ -1520,16 +1532,27 @@ class Runner:
         while True:
             await self._exited.wait_for(lambda: self._exits)
             self._exits = 0
-            silent = list(self.capture.silent) if len(self.capture.silent) < MANY_SILENT else ()
-            if [process for process in silent if self._has_exited(process)]:
-                self._look = self._look or self.loop.call_later(REAP_AFTER, self._look_later)
-                continue
-            while self._find_any():
-                for _ in range(2):
-                    await self.loop.turn()      # so that its job reaps it, or else it hides the others
+            try:
+                await self._find_exits()
+            except Canceled:
+                raise
+            except Exception as error:          # without this task no job would ever complete: look again
+                self._exits += 1
+                self.loop.relieve() if isinstance(error, MemoryError) else self.loop.report(*sys.exc_info())
+                await self.loop.sleep(REAP_AFTER)
+
+    async def _find_exits(self):
+        silent = list(self.capture.silent) if len(self.capture.silent) < MANY_SILENT else ()
+        if [process for process in silent if self._has_exited(process)]:
+            self._look = self._look or self.loop.call_later(REAP_AFTER, self._look_later)
+            return
+        while self._find_any():
+            for _ in range(2):
+                await self.loop.turn()          # so that its job reaps it, or else it hides the others
 
     def _look_later(self):
         self._look = None
+        self._find_all()        # also while clients post without a pause, and each look finds one that is silent
         self.child_exited()
 
     def _find_any(self):
@@ -1594,7 +1617,7 @@ class Runner:
     async def kill(self, job, number, grace):
         """Signal all processes of the job; SIGKILL what is left `grace` seconds later, if that is not None."""
         process = self.process(job)
-        if process is None or process.ended and not process.pipes:
+        if process is None or process.reaped or process.ended and not process.pipes:
             raise Error("conflict", "job %d %s" % (
                 job.id, "is complete: there is nothing to signal" if job.state != "new" else
                 "has not started: there is nothing to signal, but DELETE cancels it"))

@@ -40,6 +40,39 @@ class LoadTest(ServerCase):
         self.server.delete("/jobs")
 
 
+class ExitTest(Case):
+    """Every exit is noticed, whatever else goes on."""
+
+    def test_an_exit_whose_output_is_held_is_noticed_while_clients_post_without_a_pause(self):
+        """Each look found a job whose output had ended, and the others were never looked at."""
+        server, going = self.own_server(), [True]
+        held = server.start("sleep 60 & exit 7")
+        self.addCleanup(lambda: server.delete("/jobs"))
+
+        def flood():
+            with contextlib.closing(server.client()) as client:
+                while going:
+                    server.post("/jobs?fields=", "#!/bin/true", client=client)
+        threads = [threading.Thread(target=flood) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_until(lambda: server.job(held, "fields=")["state"] == "complete", "the exit", limit=support.LIMIT / 2)
+        finally:
+            going.clear()
+            for thread in threads:
+                thread.join()
+        self.assertEqual(server.job(held)["exit_code"], 7)
+
+    def test_a_fault_while_exits_are_looked_for_does_not_end_the_search(self):
+        for error in ("MemoryError", "OSError(5, 'fault')"):
+            name = "waitid" if hasattr(os, "waitid") else "waitpid"
+            fault = ("real, calls = rtot.os.%s, []\ndef fail(*args):\n    calls.append(args)\n"
+                     "    if len(calls) == 3: raise %s\n    return real(*args)\nrtot.os.%s = fail" % (name, error, name))
+            server = self.own_server(program=patched(fault))
+            self.assertEqual([server.run("exit %d" % code)["exit_code"] for code in range(6)], list(range(6)), error)
+
+
 class FairnessTest(Case):
     """No client, job, follower or timer keeps the others waiting.
 

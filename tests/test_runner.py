@@ -972,6 +972,21 @@ class EndTest(Case):
 
 @need("unshare", "mount")
 @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
+class WorkingDirectoryTest(Case):
+
+    def test_runs_where_it_may_not_enter_its_own_directory(self):
+        """As by sudo -u nobody from /root; only the open is made to fail, since the tests run as root."""
+        server = self.own_server(program=patched(before=(
+            "import os\nreal = os.open\n"
+            "def fail(path, *args, **more):\n"
+            "    if path == '.': raise PermissionError(13, 'Permission denied', path)\n"
+            "    return real(path, *args, **more)\n"
+            "os.open = fail")))
+        self.assertEqual(server.run("echo hi")["out"], "hi\n")
+        self.assertEqual(server.run("pwd", "cwd=/usr")["out"], "/usr\n")
+        self.assertNotEqual(server.run("pwd")["out"], "/usr\n")
+
+
 class NamespaceTest(Case):
 
     def test_as_pid_1_it_ends_on_term_and_reaps_orphans(self):
