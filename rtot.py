@@ -60,20 +60,21 @@ GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 LOOK_AFTER = 0.1        # s between two looks at who is left to be killed, or has a terminal open again
 KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
-REAP_AFTER = 0.02       # s between two looks at all children, each of which costs 0.5 us a child
+LOOK_AT_ALL_AFTER = 0.02        # s from a SIGCHLD to a look at all children, which costs 0.5 us a child
 MANY_SILENT = 100       # processes without output, of which it does not pay to ask each whether it has exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7)); and
 WIDE_READ_SIZE = 1 << 18    # from a pipe that was found full, which is made to hold
-WIDE_PIPE = 1 << 20     # bytes, the most without privileges (pipe(7)), by
+WIDE_PIPE = 1 << 20     # bytes, the most without privileges (pipe(7)),
+WIDE_PIPES = 12         # at a time: all pipes of a user may hold 64 MiB, and those beyond hold a page each; by
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
 RESERVED = 24           # descriptors that jobs leave to connections, if there are many, and
 SPARE = 8               # that connections leave to scripts and modules
 TERMINAL_LINE = 4095    # bytes that a terminal takes of a line: termios(3), canonical mode
-STEP = 0.003            # s of work, after which a long task lets others run
+STEP = 0.003            # s that a task may run before it lets others run
 
 # Output.
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
-STEPS = 1000            # pieces of an output that are looked at in one go: some 2 ms
+STEPS = 500             # pieces of an output that are looked at in one go: some 2 ms
 TRIM_SIZE = 16 * MIB    # bytes of output forgotten, from which on malloc is asked to give its pages back,
 TRIM_AFTER = 1.0        # s later, so that many deletions are one
 OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
@@ -96,7 +97,6 @@ LINGER, LINGER_BYTES = 2.0, 16 * MIB        # s and bytes of an unread body that
 KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30    # the answer; of one that has the secret, while it sends on
 PROMPT = 1.0            # s in which a new client sends its first head, if it means to
 SLICE = 1 << 16         # bytes of an answer that are made at a time
-TURN_BYTES, TURN_REQUESTS = 1 << 18, 50     # of a connection, after which others get their turn
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
 LOG_LINE = 4000         # characters: a pipe takes PIPE_BUF bytes at once, or none (pipe(7))
 SWEEP_AFTER = 0.5       # s after the start
@@ -122,7 +122,7 @@ CLOSING = frozenset(("malformed request", "not authorized", "request timeout", "
 
 
 class Error(Exception):
-    """Why a request can't be served: raised anywhere, answered in one place, Connection.serve.
+    """Why a request can't be served: raised anywhere, answered in one place, Connection._serve_one.
 
     `kind` is one of KINDS, `error` in the JSON; `message` says what would be right.  `headers` are pairs for the
     answer, `extra` stands before the two in its JSON.
@@ -150,42 +150,29 @@ GENERATIONS = 3         # of tasks that are made ready by those before them, in 
 RETRY_AFTER = 0.02      # s after which a timer is called again that found no memory
 
 
-@types.coroutine
-def suspend():
-    """Let others run until the current task is woken; call its begin_wait first."""
-    yield
-
-
 class Task:
     """A coroutine that the loop runs from one wait to the next.
 
-    Waits are numbered, so that a wake-up for an earlier one, which comes late, is ignored.
+    Whoever waits looks again when it is woken whether there is reason to go on, so a wake-up too many does no harm.
     """
 
-    __slots__ = ("loop", "coroutine", "number", "_waiting", "_started", "_error")
+    __slots__ = ("loop", "coroutine", "waits", "_started", "_error")
 
     def __init__(self, loop, coroutine):
-        self.loop, self.coroutine = loop, coroutine
-        self.number, self._waiting, self._started, self._error = 0, False, False, None
+        self.loop, self.coroutine, self.waits, self._started, self._error = loop, coroutine, False, False, None
         loop.tasks.add(self)
         loop.ready.append(self)
 
-    def begin_wait(self):
-        """Return the number of the wait that begins, for wake()."""
-        self.number += 1
-        self._waiting = True
-        return self.number
-
-    def wake(self, number):
-        """Make the task ready, if it is still in the wait of that number."""
-        if self._waiting and number == self.number:
-            self._waiting = False
+    def wake(self):
+        """Make the task ready, if it waits."""
+        if self.waits:
+            self.waits = False
             self.loop.ready.append(self)
 
     def throw(self, error):
         """Raise `error` where the task waits, or else where it waits next; never before its first step."""
         self._error = error
-        self.wake(self.number)
+        self.wake()
 
     def withdraw(self):
         """Forget an error that was not raised yet."""
@@ -193,7 +180,6 @@ class Task:
 
     def step(self):
         """Run the task until it waits or ends; what it raises is the caller's."""
-        self.loop.current = self
         error = self._error if self._started else None
         try:
             if error is not None:
@@ -210,7 +196,7 @@ class Task:
         finally:
             error = None            # its traceback has this frame: they would wait for the garbage collector
         if self._error is not None:
-            self.wake(self.number)
+            self.wake()
 
 
 class Condition:
@@ -219,13 +205,13 @@ class Condition:
     __slots__ = ("loop", "_waiters")
 
     def __init__(self, loop):
-        self.loop, self._waiters = loop, None       # tasks, with the numbers of their waits
+        self.loop, self._waiters = loop, None       # tasks, as the keys of a dict, in their order
 
     def notify_all(self):
-        waiters, self._waiters = self._waiters, None
-        if waiters:
-            for task, number in waiters.items():
-                task.wake(number)
+        if self._waiters:
+            waiters, self._waiters = self._waiters, None
+            for task in waiters:
+                task.wake()
 
     async def wait_for(self, predicate, timeout=None):
         """Wait until predicate() is true, which is asked at each notify_all; return its last result.
@@ -235,21 +221,21 @@ class Condition:
         result = predicate()
         if result or timeout is not None and timeout <= 0:
             return result
-        loop, task = self.loop, self.loop.current
-        timer = None if timeout is None else loop.call_later(timeout, lambda: task.wake(task.number))
+        task = self.loop.current
+        timer = None if timeout is None else self.loop.call_later(timeout, task.wake)
         try:
             while not result and (timer is None or timer[2]):
                 if self._waiters is None:
                     self._waiters = {}
-                self._waiters[task] = task.begin_wait()
-                await suspend()
+                self._waiters[task] = None
+                await self.loop.suspend()
                 result = predicate()
             return result
         finally:
             if self._waiters:
                 self._waiters.pop(task, None)
             if timer:
-                loop.cancel(timer)
+                self.loop.cancel(timer)
 
 
 class Deadline:
@@ -282,11 +268,31 @@ class Loop:
         self.report, self.relieve = sys.excepthook, gc.collect
         self._selector, self._watched = selectors.DefaultSelector(), {}     # the callback of each descriptor, in a list
         self._timers, self._timer_count, self._canceled = [], itertools.count(), 0
-        self._stopped = False
+        self._stepped, self._stopped = 0.0, False       # when the current task was resumed
 
     def spawn(self, coroutine):
         """Run the coroutine as a Task, from the next turn on; return the Task."""
         return Task(self, coroutine)
+
+    @types.coroutine
+    def suspend(self):
+        """Let others run until the current task is woken."""
+        self.current.waits = True
+        yield
+
+    @types.coroutine
+    def turn(self):
+        """Let all others run that are ready."""
+        self.ready.append(self.current)
+        yield
+
+    async def breathe(self):
+        """Let others run, if the current task has run for STEP: called by those who may have much to do."""
+        if time.monotonic() - self._stepped > STEP:
+            await self.turn()
+
+    async def sleep(self, seconds):
+        await Condition(self).wait_for(lambda: False, seconds)
 
     def watch(self, fd, events, callback):
         """Call callback(events) in each turn in which the descriptor is ready for READ or WRITE, as `events` says."""
@@ -321,14 +327,6 @@ class Loop:
             self._timers = [each for each in self._timers if each[2]]
             heapq.heapify(self._timers)
             self._canceled = 0
-
-    async def sleep(self, seconds):
-        await Condition(self).wait_for(lambda: False, seconds)
-
-    async def turn(self):
-        """Let all others run that are ready."""
-        self.current.wake(self.current.begin_wait())
-        await suspend()
 
     def catch_signals(self, handlers):
         """Call handlers[number]() in the loop when that signal comes.
@@ -380,7 +378,8 @@ class Loop:
                 self._canceled -= 1
         for _ in range(GENERATIONS):            # a few, since those who make each other ready would starve the rest
             for _ in range(len(self.ready)):
-                self._call(self.ready.popleft().step)
+                self.current, self._stepped = self.ready.popleft(), time.monotonic()
+                self._call(self.current.step)
 
     def _call(self, function, *args, retry=False):
         """Call it, and deal with what nobody foresaw, and with a lack of memory; return whether it did not fail."""
@@ -406,6 +405,7 @@ def no_action(number, frame):
 # ---------------------------------------------------------------------------------------------- output
 
 OUT, ERR, LOG = 0, 1, 2     # the streams of a job, and the log of both in the order in which they came
+MARK = 32               # bytes that a mark of an Output takes
 
 
 class Output:
@@ -414,27 +414,36 @@ class Output:
     `start[which]` and `end[which]` are the offsets, in OUT, ERR or LOG, of the first byte kept and of the one behind
     the last.  When more than `limit` bytes are kept, the oldest are dropped.
 
-    The bytes are in chunks, into which small reads are folded.  A mark, of 32 bytes, says where in each of the three a
-    piece begins; its stamp, when it came and to which stream.  Another stream or another millisecond makes a new one.
+    The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR and LOG a
+    piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or another
+    millisecond makes a new one; when the marks take half of the limit, another second.
     """
 
-    __slots__ = ("limit", "start", "end", "readers", "consumed", "_chunks", "_starts", "_marks", "_stamps")
+    __slots__ = ("limit", "start", "end", "readers", "consumed", "_chunks", "_starts", "_marks")
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.readers, self.consumed = (), None      # the followers; a Condition, see Runner._wait_for_readers
-        self._chunks, self._starts = [], []         # and the position of each in the log
-        self._marks, self._stamps = (), ()          # three arrays of offsets; ms since 1970, times 2, plus the stream
+        self.readers, self.consumed = (), None      # the followers; a Condition, see Capture._wait_for_readers
+        self._chunks, self._starts, self._marks = [], [], ()    # and where each chunk begins in the log; an array
 
     @property
     def size(self):
         """The number of bytes kept."""
         return self.end[LOG] - self.start[LOG]
 
+    @property
+    def spare(self):
+        """The number of the oldest bytes that no owner has still to read, which reads the log."""
+        owned = [reader.offset for reader in self.readers if reader.is_owner and reader.waited_for]
+        return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
+
+    @property
+    def cost(self):
+        """The bytes of memory that count against a limit: of what is kept, or of its marks if these take more."""
+        return max(self.size, len(self._marks) * 8)
+
     def append(self, stream, data):
-        stamp = int(time.time() * 1000) << 1 | stream
-        if not self._stamps or self._stamps[-1] != stamp:
-            self._mark(stamp)
+        marked = self._mark(int(time.time() * 1000) << 1 | stream)
         chunks, end = self._chunks, self.end
         if chunks and len(chunks[-1]) + len(data) <= FOLD:
             if type(chunks[-1]) is bytes:       # the one print of a small job stays as small as it is
@@ -445,30 +454,38 @@ class Output:
             self._starts.append(end[LOG])
         end[LOG] += len(data)
         end[stream] += len(data)
-        if self.size > self.limit:
-            self.drop(self.size - self.limit)
-        if len(self._stamps) > max(self.limit // 32, STEPS):        # marks take no more than the bytes may
-            self.drop(self._marks[LOG][len(self._stamps) // 8] - self.start[LOG])
+        dropped = max(self.size - self.limit, MARK if marked and self._is_crowded(1) else 0)
+        if dropped:
+            self.drop(min(dropped, self.size))
 
     def _mark(self, stamp):
-        if not self._stamps:
-            self._marks, self._stamps = (array.array("q"), array.array("q"), array.array("q")), array.array("q")
-        for which in (OUT, ERR, LOG):
-            self._marks[which].append(self.end[which])
-        self._stamps.append(stamp)
+        """Note that a piece begins; return whether that took a mark."""
+        marks = self._marks = self._marks or array.array("q")
+        last = marks[-1] if marks else None
+        if last == stamp or last and (last ^ stamp) & 1 == 0 and self._is_crowded(2) and abs(stamp - last) < 2000:
+            return False
+        marks.extend((*self.end, stamp))
+        return True
+
+    def _is_crowded(self, part):
+        """Do the marks take more than that part of what the bytes may take, a half for 2?"""
+        return len(self._marks) * 8 > max(self.limit // part, STEPS * MARK)
+
+    def drops(self, count):
+        """Return how many bytes `count` more would push out, at most."""
+        return max(self.size + count - self.limit, MARK if self._is_crowded(1) else 0)
 
     def drop(self, count):
         """Forget the `count` oldest bytes; a chunk is freed with its last byte."""
-        start = self.start[LOG] + count
+        start, marks = self.start[LOG] + count, self._marks
         whole = len(self._chunks) if start == self.end[LOG] else bisect.bisect_right(self._starts, start) - 1
         del self._chunks[:whole], self._starts[:whole]
-        index = bisect.bisect_right(self._marks[LOG], start) - 1
+        index = self._find(LOG, start)
         for which in (OUT, ERR, LOG):
-            inside = start - self._marks[LOG][index] if which in (self._stamps[index] & 1, LOG) else 0
-            self.start[which] = self._marks[which][index] + inside
-        if index >= max(len(self._stamps) // 8, 1):         # seldom, since what follows moves
-            for each in self._marks + (self._stamps,):
-                del each[:index]
+            inside = start - marks[index + LOG] if which in (marks[index + 3] & 1, LOG) else 0
+            self.start[which] = marks[index + which] + inside
+        if index >= max(len(marks) // 8, 1):        # seldom, since what follows moves
+            del marks[:index]
 
     def read(self, which, offset, limit):
         """Return bytes from `offset` on, some but at most `limit`; b"" at the end.  It may not be before the start."""
@@ -487,12 +504,23 @@ class Output:
         _, size, stamp = self._piece(LOG, position)
         return stamp & 1, stamp >> 1, self._slice(position, min(size, limit))
 
+    def _find(self, which, offset):
+        """Return the index of the mark of the piece that has an offset, or of the last."""
+        marks, low, high = self._marks, 0, len(self._marks) // 4
+        while high - low > 1:
+            middle = (low + high) // 2
+            if marks[middle * 4 + which] <= offset:
+                low = middle
+            else:
+                high = middle
+        return low * 4
+
     def _piece(self, which, offset):
         """Return (position in the log, size of the piece from there on, stamp) of an offset before the end."""
-        index = bisect.bisect_right(self._marks[which], offset) - 1
-        position = self._marks[LOG][index] + offset - self._marks[which][index]
-        end = self._marks[LOG][index + 1] if index + 1 < len(self._stamps) else self.end[LOG]
-        return position, end - position, self._stamps[index]
+        marks, index = self._marks, self._find(which, offset)
+        position = marks[index + LOG] + offset - marks[index + which]
+        end = marks[index + 4 + LOG] if index + 4 < len(marks) else self.end[LOG]
+        return position, end - position, marks[index + 3]
 
     def _slice(self, position, limit):
         """Return bytes of the log, from one chunk."""
@@ -503,14 +531,16 @@ class Output:
         data = self._chunks[index][begin:begin + limit]
         return data if type(data) is bytes else bytes(data)
 
-    async def tail(self, which, lines, turn):
-        """Return the offset at which the last `lines` lines begin; turn() is awaited now and then."""
+    async def tail(self, which, lines, breathe):
+        """Return the offset at which the last `lines` lines begin; breathe() is awaited now and then."""
         offset, wanted = self.end[which], None      # newlines to find from the end
         while lines and offset > self.start[which]:
-            await turn()
-            begin, data = max(offset - FOLD, self.start[which]), b""        # which may have moved meanwhile
+            begin, data = max(offset - FOLD, self.start[which]), b""
             while begin + len(data) < offset:
                 data += self.read(which, begin + len(data), offset - begin - len(data))
+                await breathe()
+                lost = max(self.start[which] - begin, 0)        # meanwhile
+                begin, data = begin + lost, data[lost:]
             if wanted is None:
                 wanted = lines + data.endswith(b"\n")       # the one that ends the last line begins none
             newlines = [match.end() for match in re.finditer(b"\n", data)]
@@ -528,10 +558,10 @@ class Reader:
     seconds; for an owner, the client that started the job, while it reads anything.
     """
 
-    __slots__ = ("output", "which", "offset", "pace", "patience", "waited_for", "since")
+    __slots__ = ("output", "which", "offset", "is_owner", "pace", "patience", "waited_for", "since")
 
     def __init__(self, output, which, offset, owner=False):
-        self.output, self.which, self.offset = output, which, offset
+        self.output, self.which, self.offset, self.is_owner = output, which, offset, owner
         self.pace, self.patience = (1, OWNER_PATIENCE) if owner else (PACE, PATIENCE)
         self.waited_for, self.since = True, None    # (offset, time) when the job began to wait for it
         output.readers += (self,)
@@ -551,11 +581,11 @@ class Reader:
         if self.output.consumed:
             self.output.consumed.notify_all()
 
-    def holds_back(self, count):
-        """Does the job have to wait, since `count` more bytes would push out what it has not read?"""
+    def needs(self, dropped):
+        """Does the job have to wait, rather than drop so many bytes, since it has not read them?"""
         output, which = self.output, self.which
-        return (self.waited_for and output.size + count > output.limit
-                and self.offset < min(output.end[which], output.start[which] + count))
+        return (dropped > 0 and self.waited_for and not self.has_lost
+                and self.offset < min(output.end[which], output.start[which] + dropped))
 
     def check_pace(self, now):
         """Return how many more seconds it is waited for, unless it reads enough."""
@@ -567,30 +597,50 @@ class Reader:
 
 
 class TotalOutput:
-    """The output of all jobs together.  Over `limit` bytes, what was printed longest ago is dropped."""
+    """The output of all jobs together.  When it costs more than `limit` bytes, what was printed longest ago is dropped.
+
+    What an owner has still to read is dropped only when nothing else is left.
+    """
 
     def __init__(self, limit):
         self.limit, self.size = limit, 0
-        self._kept = collections.OrderedDict()      # bytes kept of each Output, in the order of their last print
+        self._kept = collections.OrderedDict()      # the cost of each Output, in the order of their last print
 
     def append(self, output, stream, data):
         output.append(stream, data)
-        self.size += output.size - self._kept.get(output, 0)
-        self._kept[output] = output.size
+        self._update(output)
         self._kept.move_to_end(output)
         if self.size > self.limit:
             self.shrink(self.limit)
 
+    def _update(self, output):
+        cost = output.cost
+        self.size += cost - self._kept.get(output, 0)
+        self._kept[output] = cost
+
     def shrink(self, size):
-        """Drop the oldest until `size` bytes are kept."""
+        """Drop the oldest until it costs no more than `size` bytes."""
+        passed = 0
         while self.size > size:
-            output, kept = next(iter(self._kept.items()))
-            count = min(kept, self.size - size)
-            output.drop(count)
-            self.size -= count
-            self._kept[output] -= count
-            if not self._kept[output]:
-                del self._kept[output]
+            output = next(iter(self._kept))
+            count = output.spare if passed < len(self._kept) else output.size
+            if count:
+                output.drop(min(count, self.size - size))
+                self._update(output)
+            else:
+                self._kept.move_to_end(output)      # so it is not met again soon
+                passed += 1
+            if not output.size:
+                self.forget(output)
+
+    def lagging(self, output, count):
+        """Return the followers that would lose what they have not read if the output got `count` bytes more."""
+        dropped, excess = output.drops(count), self.size + count - self.limit
+        for other in self._kept if excess > 0 else ():
+            excess -= other.spare
+            if excess <= 0:
+                break
+        return [reader for reader in output.readers if reader.needs(max(dropped, count) if excess > 0 else dropped)]
 
     def forget(self, output):
         """Keep nothing of it; return how many bytes that frees."""
@@ -692,7 +742,7 @@ PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, 
 
 
 class Job:
-    """A record of one run.  Runner alone writes its state, times and output; others read.
+    """A record of one run.  Runner writes its state and times, Capture its output, JobStore its id; others read.
 
     `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` seconds of the monotonic
     clock, which has no steps.  `changed` is notified of output and of each change of state, `ended` of the end alone.
@@ -881,13 +931,18 @@ def jobs_text(jobs, fields):
     """Yield the jobs as lines of values separated by tabs, in pieces of bytes."""
     import json
     for job in jobs:
-        for index, name in enumerate(fields):
-            value = VIEW[name](job)
-            if not isinstance(value, (str, Text)):
-                value = "" if value is None else json.dumps(value, ensure_ascii=False)
-            for text in value.decode() if isinstance(value, Text) else (value,):
-                yield text.translate(ESCAPES).encode("utf-8", "replace")
-            yield b"\t" if index < len(fields) - 1 else b"\n"
+        line, separator = "", ""
+        for value in (VIEW[name](job) for name in fields):
+            line += separator
+            if isinstance(value, Text):
+                for text in value.decode():
+                    yield (line + text.translate(ESCAPES)).encode("utf-8", "replace")
+                    line = ""
+            elif value is not None:
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                line += text.translate(ESCAPES)
+            separator = "\t"
+        yield (line + "\n").encode("utf-8", "replace")
 
 
 class JobStore:
@@ -995,30 +1050,34 @@ class Workspace:
     def __init__(self):
         self._directory, self._fd, self._names = None, None, itertools.count(1)
 
-    def sweep(self):
-        """Remove the directories of servers that were killed."""
-        import fcntl
-        found, directory = [], os.environ.get("TMPDIR") or "/tmp"       # tempfile knows more, but takes 0.6 MB
+    async def sweep(self, breathe):
+        """Remove the directories of servers that were killed; breathe() is awaited now and then."""
+        directory = os.environ.get("TMPDIR") or "/tmp"          # tempfile knows more, but takes 0.6 MB
         for place in {directory if os.path.isdir(directory) else "/tmp", self.FALLBACK}:
             try:
                 with os.scandir(place) as entries:
-                    found += [entry.path for entry in entries
-                              if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry)]
+                    for entry in entries:
+                        if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry):
+                            self._remove_unlocked(entry.path)
+                        await breathe()
             except OSError:                 # there is none, or no descriptor
                 pass
-        for path in found:
-            fd = None
-            try:
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for name in os.listdir(path):
-                    os.unlink(os.path.join(path, name))
-                os.rmdir(path)
-            except OSError:                 # its server lives, or there are no locks here, or it is gone meanwhile
-                pass
-            finally:
-                if fd is not None:
-                    os.close(fd)
+
+    @staticmethod
+    def _remove_unlocked(path):
+        import fcntl
+        fd = None
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in os.listdir(path):
+                os.unlink(os.path.join(path, name))
+            os.rmdir(path)
+        except OSError:                     # its server lives, or there are no locks here, or it is gone meanwhile
+            pass
+        finally:
+            if fd is not None:
+                os.close(fd)
 
     @staticmethod
     def _is_ours(entry):
@@ -1038,27 +1097,26 @@ class Workspace:
         """Make the directory and lock it; again, if a sweeper came between the two."""
         import fcntl
         import tempfile
-        try:
-            path = tempfile.mkdtemp(prefix=self.PREFIX)
-        except OSError:
-            path = tempfile.mkdtemp(prefix=self.PREFIX, dir=self.FALLBACK)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            self._make()
-            return
-        except OSError:
-            os.rmdir(path)
-            raise
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            self._make()
-            return
-        except OSError:                     # there are no locks here: nobody can sweep it, either
-            pass
-        self._directory, self._fd = os.fsencode(os.path.abspath(path)), fd
+        while self._directory is None:
+            try:
+                path = tempfile.mkdtemp(prefix=self.PREFIX)
+            except OSError:
+                path = tempfile.mkdtemp(prefix=self.PREFIX, dir=self.FALLBACK)
+            try:
+                self._fd = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                continue
+            except OSError:
+                os.rmdir(path)
+                raise
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._fd)
+                continue
+            except OSError:                 # there are no locks here: nobody can sweep it, either
+                pass
+            self._directory = os.fsencode(os.path.abspath(path))
 
     def _create(self):
         """Return (path, descriptor) of a new file, in a directory that is made if there is none (any more)."""
@@ -1115,29 +1173,28 @@ OURS = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT", b"LISTEN_PID", b"LISTE
         b"LISTEN_PIDFDID", b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC")
 
 # Can it be seen that a child has exited, without reaping it?  Not on macOS before Python 3.13, nor with PyPy.
-HAS_WAITID = all(hasattr(os, name) for name in (
-    "waitid", "P_PID", "P_ALL", "WEXITED", "WNOHANG", "WNOWAIT", "CLD_EXITED", "CLD_DUMPED"))
+HAS_WAITID = all(hasattr(os, name) for name in ("waitid", "P_PID", "WEXITED", "WNOHANG", "WNOWAIT", "CLD_EXITED",
+                                                "CLD_DUMPED"))
 
 
 class Process:
     """The processes of a job, which are one session, from the spawn until nobody signals them any more.
 
-    `pipes`: the stream of each descriptor that is read, `wide` those of them that were made to hold more.
-    `input`: the descriptor of standard input, None when closed; `terminal`: our side of a terminal, or None.
-    `ended`: how the script ended, as (text, code).  From then on its leader is a zombie, which pins the number of the
-    session until it is `reaped`; `ending` tasks still have a signal to send.
+    `pipes`: the stream of each descriptor that is read.  `input`: the descriptor of standard input, None when closed;
+    `terminal`: our side of a terminal, or None.
+    `outcome`: how the script ended, as (text, code).  From then on its leader is a zombie, which pins the number of the
+    session until it is `reaped`; `signalers` tasks still have a signal to send.
     `paused`: its output is not read for a moment; `feeding`: somebody writes to its input; `line`: the bytes so far of
     a line of a terminal.  `changed` is notified of all this.
     """
 
-    __slots__ = ("job", "pid", "pipes", "wide", "input", "terminal", "ended", "reaped", "ending", "paused", "changed",
+    __slots__ = ("job", "pid", "pipes", "input", "terminal", "outcome", "reaped", "signalers", "paused", "changed",
                  "feeding", "line")
 
     def __init__(self, job, loop):
-        self.job, self.pid, self.ended = job, None, None
-        self.pipes, self.wide, self.input, self.terminal = {}, set(), None, None
+        self.job, self.pid, self.outcome, self.pipes, self.input, self.terminal = job, None, None, {}, None, None
         self.reaped = self.paused = self.feeding = False
-        self.ending, self.line, self.changed = 0, b"", Condition(loop)
+        self.signalers, self.line, self.changed = 0, b"", Condition(loop)
 
 
 def read_stat(pid):
@@ -1172,20 +1229,19 @@ class Sessions:
         return None if self._found is None else self._found.get(session, {})
 
     async def _read_all(self):
-        found, until = {}, time.monotonic() + STEP
+        self._found, found = None, {}
         try:
             if os.readlink("/proc/self") != str(os.getpid()):
                 raise FileNotFoundError
             for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
                 session, group = read_stat(pid)
                 found.setdefault(session, {})[pid] = group
-                if time.monotonic() > until:
-                    await self.loop.turn()
-                    until = time.monotonic() + STEP
+                await self.loop.breathe()
+            self._found = found
         except OSError:
-            found = None
+            pass
         finally:
-            self._found, self._finished = found, self._begun
+            self._finished = self._begun
             self._read.notify_all()
 
 
@@ -1319,9 +1375,12 @@ class Spawner:
             if options.tty:
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         # Every other descriptor is close-on-exec (PEP 446); see prepare_process for inherited ones.
-        child = subprocess.Popen(argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2],
-                                 cwd=options.cwd, env=environ, close_fds=False, start_new_session=True,
-                                 preexec_fn=prepare)
+        try:
+            child = subprocess.Popen(argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2],
+                                     cwd=options.cwd, env=environ, close_fds=False, start_new_session=True,
+                                     preexec_fn=prepare)
+        except subprocess.SubprocessError:      # prepare() failed, and Popen does not say why
+            raise os_error(errno.EPERM) from None
         child.returncode = 0                    # Runner waits for it, not Popen
         return child.pid
 
@@ -1329,41 +1388,47 @@ class Spawner:
 class Runner:
     """Owns every process: nobody else spawns, signals or reaps.  `run` is the life of a job.
 
-    `parallel` jobs run at a time, 0 is all; the others wait as `new`.  `ended` is called with each complete job,
+    `parallel` jobs run at a time, 0 is all; the others wait as `new`.  `on_complete` is called with each complete job,
     `say` with a line for the log.
     """
 
-    def __init__(self, loop, store, workspace, spawner, total, parallel, ended, say):
+    def __init__(self, loop, store, workspace, spawner, total, parallel, on_complete, say):
         self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
-        self.total, self.parallel, self.ended, self.say = total, parallel, ended, say
-        self.sessions, self.capture = Sessions(loop), Capture(loop, store, total)
-        self._waiting = collections.OrderedDict()   # the jobs without a place, first come first served
+        self.total, self.parallel, self.on_complete, self.say = total, parallel, on_complete, say
+        self.sessions, self.capture = Sessions(loop), Capture(loop, store, total, self._has_exited)
+        self._queue = collections.OrderedDict()     # the scripts of the jobs without a place, first come first served
         self._placed = set()                        # the jobs with a place
         self._processes, self._by_pid = {}, {}      # by the id of the job; by pid
-        self._reaped = Condition(loop)
-        self._exits, self._exited = 0, Condition(loop)      # SIGCHLDs that reap() has not looked into
-        self._looked_at_all, self._look = 0.0, None         # when; the timer of the next look
+        self._gone = Condition(loop)                # nothing is left of a process
+        self._look = None                           # the timer of the next look at all children
         self._freed, self._trimming = 0, None       # bytes forgotten since malloc gave back; the timer of that
         self._null = open_null()
 
     @property
     def is_busy(self):
         """Does a job run, or wait to?"""
-        return bool(self._placed or self._waiting)
+        return bool(self._placed or self._queue)
 
     # The life of a job.
 
     def submit(self, job, script):
         """Run a job from the file `script`, when its turn comes."""
-        self._waiting[job] = None
-        self.loop.spawn(self.run(job, script))
+        self._queue[job] = script
+        self._start_next()
+
+    def _start_next(self):
+        """Start the jobs for which there is a place."""
+        while self._queue and (not self.parallel or len(self._placed) < self.parallel):
+            job, script = next(iter(self._queue.items()))
+            self.loop.spawn(self.run(job, script))
+            del self._queue[job]
+            self._placed.add(job)
 
     async def run(self, job, script):
-        """A task: the life of a job, until nothing is left to signal."""
+        """A task: the life of a job that has a place, until nothing is left to signal."""
         process = None
         try:
-            if not await self._take_place(job):
-                self._complete(job, CANCELED, 126)
+            if job.is_complete():               # canceled since it got its place
                 return
             try:
                 if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
@@ -1374,47 +1439,34 @@ class Runner:
                 return
             job.start(process.pid)
             timer = job.options.timeout and self.loop.call_later(job.options.timeout, lambda: self._time_out(process))
-            await process.changed.wait_for(lambda: process.ended)
+            await process.changed.wait_for(lambda: process.outcome)
             if timer:
                 self.loop.cancel(timer)
-            self.workspace.remove(script)
             await self.capture.rest(process)
-            self._explain(job, process.ended[1])
-            self._complete(job, *process.ended, held=bool(process.pipes))
+            self._explain(job, process.outcome[1])
+            self._complete(job, *process.outcome, held=bool(process.pipes))
             await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
+            self.workspace.remove(script)
+            script = None
             if process.pipes:
                 await process.changed.wait_for(lambda: not process.pipes)
                 job.held = False
-            if process.ending:
-                await process.changed.wait_for(lambda: not process.ending)
+            if process.signalers:
+                await process.changed.wait_for(lambda: not process.signalers)
         finally:
             if process:
-                self._bury(process)
-            self.workspace.remove(script)
+                self._clean_up(process)
+            if script:
+                self.workspace.remove(script)
             if not job.is_complete():           # the server ends, or has a fault that the log tells
                 self._complete(job, "rtot gave it up", 126)
-
-    async def _take_place(self, job):
-        """Wait for a place; return whether the job got one, and was not deleted meanwhile."""
-        await job.changed.wait_for(lambda: job not in self._waiting or next(iter(self._waiting)) is job and (
-            not self.parallel or len(self._placed) < self.parallel))
-        wanted = job in self._waiting
-        if wanted:
-            del self._waiting[job]
-            self._placed.add(job)
-        self._call_next()
-        return wanted
-
-    def _call_next(self):
-        if self._waiting:
-            next(iter(self._waiting)).changed.notify_all()
 
     def _complete(self, job, text, code, held=False):
         """Complete the job, let the next start, and forget those that are too many, or this one if it was deleted."""
         job.complete(text, code, held)
         self._placed.discard(job)
-        self._call_next()
-        self.ended(job)
+        self._start_next()
+        self.on_complete(job)
         for each in self.store.retire(job) + ([] if job in self.store else [job]):
             self._release(each)
 
@@ -1489,18 +1541,18 @@ class Runner:
             raise os_error(errno.EMFILE)        # or nobody could come in to delete a job
         return ends
 
-    def _bury(self, process):
+    def _clean_up(self, process):
         """Have done with a process: nobody signals it any more."""
         self.capture.close(process)
         close_input(self.loop, process)
-        if not process.ended:                   # the server ends without waiting any longer
+        if not process.outcome:                 # the server ends without waiting any longer
             signal_group(process.pid, signal.SIGKILL)
         if not process.reaped:
-            os.waitpid(process.pid, 0 if process.ended else os.WNOHANG)
+            os.waitpid(process.pid, 0 if process.outcome else os.WNOHANG)
         process.reaped = True
         del self._processes[process.job.id], self._by_pid[process.pid]
         self.capture.silent.discard(process)
-        self._reaped.notify_all()
+        self._gone.notify_all()
 
     def _release(self, job):
         """Keep nothing of a job that was forgotten, and let malloc give that back in a moment."""
@@ -1519,78 +1571,40 @@ class Runner:
     # Exits.
 
     def child_exited(self):
-        """SIGCHLD has come."""
-        self._exits += 1
-        self._exited.notify_all()
+        """SIGCHLD has come: find out who has exited, when this turn of the loop has read what they have printed.
 
-    async def reap(self):
-        """A task: find out who has exited, each time when SIGCHLD has told that somebody has.
-
-        First those are asked whose output has ended: to look for any child, the kernel goes through all, 10 us with
-        1,000 that sleep.  Signals that come together are one, so all are looked at nevertheless, but once for many.
+        At once those are asked whose output has ended: nearly all who exit.  Signals that come together are one, and
+        the output of some is held by others, so a moment later all are asked: 0.5 ms with 1,000 of them.
         """
-        while True:
-            await self._exited.wait_for(lambda: self._exits)
-            self._exits = 0
-            try:
-                await self._find_exits()
-            except Canceled:
-                raise
-            except Exception as error:          # without this task no job would ever complete: look again
-                self._exits += 1
-                self.loop.relieve() if isinstance(error, MemoryError) else self.loop.report(*sys.exc_info())
-                await self.loop.sleep(REAP_AFTER)
+        self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
+        self.loop.call_later(0, self._ask_silent)
 
-    async def _find_exits(self):
-        silent = list(self.capture.silent) if len(self.capture.silent) < MANY_SILENT else ()
-        if [process for process in silent if self._has_exited(process)]:
-            self._look = self._look or self.loop.call_later(REAP_AFTER, self._look_later)
-            return
-        while self._find_any():
-            for _ in range(2):
-                await self.loop.turn()          # so that its job reaps it, or else it hides the others
+    def _ask_silent(self):
+        for process in list(self.capture.silent)[:MANY_SILENT]:
+            self._has_exited(process)
 
-    def _look_later(self):
-        self._look = None
-        self._find_all()        # also while clients post without a pause, and each look finds one that is silent
-        self.child_exited()
-
-    def _find_any(self):
-        """Find a child that has exited; return whether there may be another."""
-        if not HAS_WAITID:
-            self._find_all()
-            return False
-        try:
-            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        process = info and self._by_pid.get(info.si_pid)
-        if info and not process:
-            os.waitpid(info.si_pid, 0)          # an orphan that came to us as PID 1, or as a subreaper
-        elif info and process.ended:            # a zombie that is kept hides the others
-            self._find_all()
-            return False
-        return bool(info and (not process or self._has_exited(process)))
-
-    def _find_all(self):
-        """Ask each child, but not again at once: that is 0.5 ms with 1,000."""
-        if time.monotonic() - self._looked_at_all < REAP_AFTER:
-            self._look = self._look or self.loop.call_later(REAP_AFTER, self._look_later)
-            return
+    def _ask_all(self):
+        self._look = self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)     # again, if something fails here
         for process in list(self._by_pid.values()):
             self._has_exited(process)
-        self._looked_at_all = time.monotonic()
+        self._reap_orphans()
+        self.loop.cancel(self._look)
+        self._look = None
+
+    def _reap_orphans(self):
+        """Reap the children of others that came to us as PID 1, or as a subreaper: they are no zombies for long."""
         try:
             with open("/proc/self/task/%d/children" % os.getpid()) as file:     # proc_pid_task(5)
                 children = set(map(int, file.read().split()))
-        except OSError:         # a kernel without it: orphans are reaped when that zombie is
-            return
+        except OSError:         # a kernel without it; then a zombie that is kept hides those behind it
+            info = HAS_WAITID and self._by_pid and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            children = {info.si_pid} if info else set()
         for pid in children - set(self._by_pid):
             os.waitpid(pid, os.WNOHANG)
 
     def _has_exited(self, process):
         """Has its leader exited?  Note how.  Its zombie stays, if the system allows for that."""
-        if process.ended:
+        if process.outcome:
             return True
         if HAS_WAITID:
             info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -1604,10 +1618,10 @@ class Runner:
             process.reaped, killed = True, os.WIFSIGNALED(status)
             number, dumped = (os.WTERMSIG(status), os.WCOREDUMP(status)) if killed else (os.WEXITSTATUS(status), False)
         if killed:
-            process.ended = "signal: " + signal_words(number) + (" (core dumped)" if dumped else ""), 128 + number
+            process.outcome = "signal: " + signal_words(number) + (" (core dumped)" if dumped else ""), 128 + number
         else:
             number &= 255       # BSD gives more bits
-            process.ended = "exit status %d" % number if number else "", number
+            process.outcome = "exit status %d" % number if number else "", number
         self.capture.silent.discard(process)
         process.changed.notify_all()
         return True
@@ -1615,47 +1629,48 @@ class Runner:
     # Signals.
 
     async def kill(self, job, number, grace):
-        """Signal all processes of the job; SIGKILL what is left `grace` seconds later, if that is not None."""
+        """Signal all processes of the job, as end() does; an Error if none is left, or some may not be signalled."""
         process = self.process(job)
-        if process is None or process.reaped or process.ended and not process.pipes:
+        if process is None or process.reaped or process.outcome and not process.pipes:
             raise Error("conflict", "job %d %s" % (
                 job.id, "is complete: there is nothing to signal" if job.state != "new" else
                 "has not started: there is nothing to signal, but DELETE cancels it"))
-        foreign = await self.end(process, number, grace, kills=grace is not None)
+        foreign = await self.end(process, number, grace)
         if foreign:
             raise Error("conflict", "process %s of job %d runs as another user, and rtot may not signal it"
                         % (" ".join(map(str, foreign)), job.id))
 
-    async def end(self, process, number=signal.SIGTERM, grace=None, kills=True):
-        """Signal the whole session, then SIGCONT for what is stopped, and SIGKILL after the grace, GRACE by default.
+    async def end(self, process, number, grace):
+        """Signal the whole session; `grace` seconds later SIGKILL what is left of it, None is never.
 
         Return the pids of those that may not be signalled.  That SIGKILL has a task of its own, so a later call does
-        not put it off.
+        not put it off; before it, SIGCONT lets those go on that are stopped.
         """
-        until = time.monotonic() + (GRACE if grace is None else grace)
-        process.ending += 1             # so that the leader pins the number of the session
+        until = time.monotonic() + (grace or 0)
+        process.signalers += 1          # so that the leader pins the number of the session
         try:
-            foreign = await self._signal(process, number, *((signal.SIGCONT,) if kills else ()))
-            if kills:
-                process.ending += 1
+            foreign = await self._signal(process, number, *(() if grace is None else (signal.SIGCONT,)))
+            if grace is not None:
                 self.loop.spawn(self._kill_rest(process, until))
+                process.signalers += 1
             return foreign
         finally:
-            process.ending -= 1
+            process.signalers -= 1
             process.changed.notify_all()
 
     async def _kill_rest(self, process, until):
         try:
-            await process.changed.wait_for(lambda: process.ended, until - time.monotonic())
-            while time.monotonic() < until and await self.sessions.members(process.pid) != {}:
+            await process.changed.wait_for(lambda: process.outcome, until - time.monotonic())
+            while time.monotonic() < until and not process.reaped and await self.sessions.members(process.pid) != {}:
                 await self.loop.sleep(min(LOOK_AFTER, until - time.monotonic()))
             for _ in range(KILL_ROUNDS):        # who forks without a pause is not caught by one
                 foreign = await self._signal(process, signal.SIGKILL)
-                if set(await self.sessions.members(process.pid) or ()) <= set(foreign):
-                    break
+                if process.reaped or set(await self.sessions.members(process.pid) or ()) <= set(foreign):
+                    return
                 await self.loop.sleep(LOOK_AFTER)
+            self.say("job %d can't be ended: some of its processes have survived SIGKILL" % process.job.id)
         finally:
-            process.ending -= 1
+            process.signalers -= 1
             process.changed.notify_all()
 
     async def _signal(self, process, *numbers):
@@ -1668,37 +1683,45 @@ class Runner:
         if process.reaped:
             return []
         signal_group(process.pid, *numbers)
-        members = await self.sessions.members(process.pid) or {}
-        for group in set(members.values()) - {process.pid}:
-            if any(read_stat(pid) == (process.pid, group) for pid in members if members[pid] == group):
+        members, groups = await self.sessions.members(process.pid) or {}, {}
+        for pid, group in members.items():
+            groups.setdefault(group, []).append(pid)
+        groups.pop(process.pid, None)
+        for group, pids in groups.items():
+            if any(read_stat(pid) == (process.pid, group) for pid in pids):
                 signal_group(group, *numbers)
+            await self.loop.breathe()
         return [pid for pid in members if not may_signal(pid)]
 
     def _time_out(self, process):
         if not self._has_exited(process):       # else it was in time
             process.job.timed_out = True
-            self.loop.spawn(self.end(process))
+            self.loop.spawn(self._end_and_report(process))
 
-    def abandon(self, job):
-        """End a job as by kill, if it is not complete; from a task of its own."""
-        if job.state == "new":
-            self._waiting.pop(job, None)
-            job.changed.notify_all()
-        elif not job.is_complete():
-            self.loop.spawn(self._end(self.process(job)))
-
-    async def _end(self, process):
-        foreign = await self.end(process)
+    async def _end_and_report(self, process):
+        foreign = await self.end(process, signal.SIGTERM, GRACE)
         if foreign:
             self.say("job %d can't be ended: process %s runs as another user" % (
                 process.job.id, " ".join(map(str, foreign))))
 
-    def forget(self, jobs):
+    def cancel(self, job):
+        """End a job as by kill, if it is not complete, in a task of its own; one that is new is complete at once."""
+        if job.state == "new":
+            script = self._queue.pop(job, None)
+            if script:                          # else it has a place, and run() removes it
+                self.workspace.remove(script)
+            self._complete(job, CANCELED, 126)
+        elif not job.is_complete():
+            self.loop.spawn(self._end_and_report(self.process(job)))
+
+    async def forget(self, jobs):
         """End those of the jobs that are not complete, and keep the output of none."""
         for job in jobs:
-            self.abandon(job)
             if job.is_complete():
                 self._release(job)
+            else:
+                self.cancel(job)                # it is released when it is complete
+            await self.loop.breathe()
 
     def kill_all(self):
         """Leave nobody any grace."""
@@ -1707,25 +1730,28 @@ class Runner:
 
     async def stop(self):
         """End all jobs; return when nothing is left of them, or twice the grace has passed."""
-        for job in list(self._waiting):
-            self.abandon(job)
+        for job in list(self._queue) + [job for job in self._placed if job.state == "new"]:
+            self.cancel(job)
         for process in self._processes.values():
             self.loop.spawn(self._stop(process))
-        await self._reaped.wait_for(lambda: not self._processes and not self.is_busy, 2 * GRACE)
+        await self._gone.wait_for(lambda: not self._processes and not self.is_busy, 2 * GRACE)
 
     async def _stop(self, process):
-        await self._end(process)
-        await process.changed.wait_for(lambda: process.ended and not process.ending)
+        await self._end_and_report(process)
+        await process.changed.wait_for(lambda: process.outcome and not process.signalers)
         self.capture.drain(process)
         self.capture.close(process)             # what is held by those who have left the session, by setsid(2)
 
 
 class Capture:
-    """Reads what processes print into the outputs of their jobs."""
+    """Reads what processes print into the outputs of their jobs.
 
-    def __init__(self, loop, store, total):
-        self.loop, self.store, self.total = loop, store, total
-        self.silent = set()             # the processes whose output has ended, and that have not exited
+    `on_silent` is called with each process whose output has ended; those that have not exited yet are `silent`.
+    """
+
+    def __init__(self, loop, store, total, on_silent):
+        self.loop, self.store, self.total, self.on_silent = loop, store, total, on_silent
+        self.silent, self._wide = set(), set()      # processes; descriptors that hold more
 
     def watch(self, process, fd):
         self.loop.watch(fd, READ, lambda events: self.read(process, fd))
@@ -1733,7 +1759,7 @@ class Capture:
     def read(self, process, fd):
         """Read once; return how many bytes there were."""
         job, output = process.job, process.job.output
-        size = WIDE_READ_SIZE if fd in process.wide else READ_SIZE
+        size = WIDE_READ_SIZE if fd in self._wide else READ_SIZE
         if output.readers:      # of what is read at once, they can get no more than is kept
             size = min(size, output.limit)
             if process.paused or self._pause(process, size):
@@ -1743,27 +1769,27 @@ class Capture:
         except BlockingIOError:
             return 0
         except OSError as error:
-            if error.errno != errno.EIO:        # nobody has the terminal open
-                raise
-            if not process.ended:               # but the script may open it again
+            if error.errno == errno.EIO and not process.outcome:        # nobody has the terminal open now
                 self.loop.unwatch(fd)
                 self.loop.call_later(LOOK_AFTER, lambda: process.terminal == fd and self.watch(process, fd))
+                self._add_silent(process)
                 return 0
+            if error.errno != errno.EIO:
+                self.loop.report(*sys.exc_info())
             data = b""
         if not data:
             self._close_pipe(process, fd)
         elif job in self.store or not job.is_complete():        # else nobody can ask for it any more
             self.total.append(output, process.pipes[fd], data)
             job.changed.notify_all()
-        if len(data) == READ_SIZE and fd not in process.wide:
-            self._widen(process, fd)
+        if len(data) == READ_SIZE and len(self._wide) < WIDE_PIPES:
+            self._widen(fd)
         return len(data)
 
-    @staticmethod
-    def _widen(process, fd):
+    def _widen(self, fd):
         """Let the pipe of one that prints a lot hold more, so that it waits less for us."""
         import fcntl
-        process.wide.add(fd)
+        self._wide.add(fd)
         try:
             fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
         except OSError:         # a terminal, another system, more than its user may have
@@ -1772,14 +1798,19 @@ class Capture:
     def _close_pipe(self, process, fd):
         del process.pipes[fd]
         self.loop.unwatch(fd)
+        self._wide.discard(fd)
         os.close(fd)
         if process.terminal == fd:
             process.terminal = None
             close_input(self.loop, process)
-        if process.ended:
+        if process.outcome:
             process.changed.notify_all()
         elif not process.pipes:
-            self.silent.add(process)
+            self._add_silent(process)
+
+    def _add_silent(self, process):
+        self.silent.add(process)
+        self.on_silent(process)
 
     def close(self, process):
         for fd in list(process.pipes):
@@ -1808,7 +1839,7 @@ class Capture:
 
     def _pause(self, process, size):
         """Read no more for a moment, if a follower would lose what it has not read; return whether it is so."""
-        lagging = [reader for reader in process.job.output.readers if reader.holds_back(size)]
+        lagging = self.total.lagging(process.job.output, size)
         for reader in lagging:
             reader.since = None
         if lagging:
@@ -1821,13 +1852,14 @@ class Capture:
     async def _wait_for_readers(self, process, size):
         output = process.job.output
         output.consumed = Condition(self.loop)
-
-        def lagging():
-            return [reader for reader in output.readers if reader.holds_back(size)]
         try:
-            while process.pipes and lagging():
-                seconds = min(reader.check_pace(time.monotonic()) for reader in lagging())
-                await output.consumed.wait_for(lambda: not lagging() or not process.pipes, seconds)
+            while process.pipes:
+                lagging = self.total.lagging(output, size)
+                if not lagging:
+                    break
+                seconds = min(reader.check_pace(time.monotonic()) for reader in lagging)
+                await output.consumed.wait_for(
+                    lambda: not self.total.lagging(output, size) or not process.pipes, seconds)
         finally:
             output.consumed, process.paused = None, False
             for fd in process.pipes:
@@ -1982,7 +2014,7 @@ def parse_head(head, complete=True):
         raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
     headers = parse_headers(fields)
     if not HOST.fullmatch(headers.get(b"host", b"" if minor == b"0" or not complete else b" ")):
-        raise malformed("Host has to be a name or an address, and a port; HTTP/1.1 asks for it")
+        raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
     version = 10 if minor == b"0" else 11
     return method.decode("ascii"), path, parse_query(query), version, headers, body_length(headers, version)
 
@@ -2038,7 +2070,7 @@ class Body:
 
     def __init__(self, client, request):
         self.client, self.length, self.remaining = client, request.length, request.length or 0
-        self.ended, self.timeout, self._chunks = request.length == 0, client.server.limits.body, 0
+        self.ended, self.timeout = request.length == 0, client.server.limits.body
         self.is_held_back = request.headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
 
     async def read(self):
@@ -2076,9 +2108,7 @@ class Body:
         self.remaining = int(match.group(1), 16)
         if not self.remaining:
             await self._skip_trailers()
-        self._chunks += 1
-        if self._chunks % TURN_REQUESTS == 0:       # they may be tiny
-            await self.client.loop.turn()
+        await self.client.loop.breathe()            # they may be tiny
 
     async def _skip_trailers(self):
         for _ in range(MAX_HEADERS + 1):
@@ -2110,7 +2140,8 @@ class Body:
             await self.client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         with Deadline(self.client.loop, self.timeout, Error("request timeout", "the body did not come in time")):
             if not await self.client.receive():
-                raise malformed("the body ended before its end")
+                raise malformed("the connection ended within the body of a request")
+        await self.client.loop.breathe()
 
 
 class Pieces:
@@ -2132,12 +2163,12 @@ class Pieces:
 
 
 def gather(pieces):
-    """Yield the same bytes in blocks of SLICE or more."""
+    """Yield the same bytes in blocks of SLICE or more, or of STEPS pieces."""
     parts, size = [], 0
     for piece in pieces:
         parts.append(piece)
         size += len(piece)
-        if size >= SLICE:
+        if size >= SLICE or len(parts) >= STEPS:
             yield b"".join(parts)
             parts, size = [], 0
     if parts:
@@ -2239,11 +2270,8 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             if self.server.tls:
                 await self._shake_hands()
-            for served in itertools.count(1):
-                if not await self._serve_one():
-                    return
-                if served % TURN_REQUESTS == 0:         # they may all have come already
-                    await self.loop.turn()
+            while await self._serve_one():
+                await self.loop.breathe()               # the next may have come already
         finally:
             self.loop.unwatch(self._fd)
             self.server.connections.discard(self)
@@ -2301,11 +2329,11 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _on_event(self, events):
         if events & READ and self._tls is not False:
-            self._take_in()
+            self._fill_buffer()
         if self._waits:
-            self.task.wake(self.task.number)
+            self.task.wake()
 
-    def _take_in(self):
+    def _fill_buffer(self):
         """Take what has come into the buffer."""
         try:
             data = self.socket.recv(READ_SIZE)
@@ -2330,8 +2358,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._waits, self._writes = True, error is not None and not isinstance(error, self.server.wants_read)
         self._set_watch()
         try:
-            self.task.begin_wait()
-            await suspend()
+            await self.loop.suspend()
         finally:
             self._waits = self._writes = False
         self._set_watch()
@@ -2340,7 +2367,7 @@ class Connection(socketserver.BaseRequestHandler):
         """Wait until more has come into the buffer; return whether it has, and not the end."""
         size = len(self.buffer)
         if self._tls and not self.at_end:
-            self._take_in()
+            self._fill_buffer()
         while len(self.buffer) == size and not self.at_end:
             await self._ready()
         return len(self.buffer) > size
@@ -2388,7 +2415,7 @@ class Connection(socketserver.BaseRequestHandler):
     async def pause(self, seconds):
         """Wait for some time, or until the client has closed its side."""
         until = time.monotonic() + seconds
-        timer = self.loop.call_later(seconds, lambda: self.task.wake(self.task.number))
+        timer = self.loop.call_later(seconds, lambda: self.task.wake())
         while not self.at_end and time.monotonic() < until:
             await self._ready()
         self.loop.cancel(timer)
@@ -2423,7 +2450,7 @@ class Connection(socketserver.BaseRequestHandler):
                 lines = buffer.count(b"\r\n")
                 parse_head(bytes(buffer[:buffer.rfind(b"\n") + 1]), complete=False)
             if not await self.receive():
-                raise malformed("the head ended before its end") if buffer else ClientGone()
+                raise malformed("the connection ended within the head of a request") if buffer else ClientGone()
             if lines == 0 and buffer.startswith(b"\r\n"):
                 self.take(2)
             end = buffer.find(b"\r\n\r\n")
@@ -2458,8 +2485,7 @@ class Connection(socketserver.BaseRequestHandler):
                     break
                 await self.send(*((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,)))
                 sent += len(data)
-                if sent // TURN_BYTES != (sent - len(data)) // TURN_BYTES:
-                    await self.loop.turn()
+                await self.loop.breathe()
             if chunked:
                 trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
                 await self.send(("0\r\n%s\r\n" % trailers).encode("latin-1"))
@@ -3151,17 +3177,17 @@ def size_in_bytes(text):
     return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()] if match else None
 
 
-class Follow:
+class OutputBody:
     """A body: what a job prints, as it comes, until it is complete; if it does not follow, what it has printed so far.
 
     What something in the background prints after that does not belong to it: there might be no end.  When bytes were
-    dropped that it has not read, the connection breaks.  When it is closed before the job is complete, abandoned(job)
+    dropped that it has not read, the connection breaks.  When it is closed before the job is complete, on_gone(job)
     is called, if it is not None.
     """
 
-    def __init__(self, client, job, which, offset, follows=True, owner=False, abandoned=None):
+    def __init__(self, client, job, which, offset, follows=True, owner=False, on_gone=None):
         self.client, self.job, self.reader = client, job, Reader(job.output, which, offset, owner)
-        self.follows, self.abandoned = follows, abandoned
+        self.follows, self.on_gone = follows, on_gone
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
 
     async def read(self):
@@ -3199,11 +3225,11 @@ class Follow:
 
     def close(self):
         self.reader.close()
-        if self.abandoned and not self.job.is_complete():
-            self.abandoned(self.job)
+        if self.on_gone and not self.job.is_complete():
+            self.on_gone(self.job)
 
 
-class JsonLog(Follow):
+class JsonLog(OutputBody):
     """The log as lines of JSON, one for each piece, of which none begins or ends within a character."""
 
     def __init__(self, client, job, offset, follows):
@@ -3266,7 +3292,7 @@ class App:
         self.loop, self.secret, self.store, self.runner, self.workspace = loop, secret, store, runner, workspace
         self.max_script, self.max_output, self.shell = max_script, max_output, shell
         self.began = self.last_used = time.monotonic()
-        self.is_stopping, self.stopped = False, Condition(loop)
+        self.is_stopping, self.stop_asked = False, Condition(loop)
 
     async def answer(self, request):
         """Return the Response to a request; an Error if it can't be served."""
@@ -3310,7 +3336,7 @@ class App:
         request.client.admit()
         if b"rtot-poll" not in request.headers:         # of the page, which may have been forgotten
             self.last_used = time.monotonic()
-        import_later()
+        import_rest()
 
     def _job(self, text):
         """Return the job of that number, or the last."""
@@ -3352,7 +3378,7 @@ class App:
     def stop(self):
         """Let the server end."""
         self.is_stopping = True
-        self.stopped.notify_all()
+        self.stop_asked.notify_all()
 
     # Jobs.
 
@@ -3379,12 +3405,12 @@ class App:
             self.workspace.remove(path)
             raise
         self.runner.submit(job, path)
-        headers, abandoned = [("Location", job.href)], self.runner.abandon if attach else None
+        headers, on_gone = [("Location", job.href)], self.runner.cancel if attach else None
         if follow:
-            body = Follow(request.client, job, LOG, 0, owner=True, abandoned=abandoned)
+            body = OutputBody(request.client, job, LOG, 0, owner=True, on_gone=on_gone)
             response = Response(201, body, TEXT, headers + [UNBUFFERED])
         else:
-            await self._wait(request, job, wait or 0, abandoned)
+            await self._wait(request, job, wait or 0, on_gone)
             status = 424 if fail and job.has_failed() else 201 if wait is None or job.is_complete() else 202
             response = self._jobs(status, parameters, [job], fields, headers)
         response.job = job.id
@@ -3421,7 +3447,7 @@ class App:
         jobs = self.store.select(*parameters.selection(destroys=True))
         for job in jobs:
             self.store.remove(job)
-        self.runner.forget(jobs)
+        await self.runner.forget(jobs)
         return Response(204)
 
     async def get(self, request, parameters, job):
@@ -3432,7 +3458,7 @@ class App:
 
     async def delete(self, request, parameters, job):
         self.store.remove(job)
-        self.runner.forget([job])
+        await self.runner.forget([job])
         return Response(204)
 
     async def script(self, request, parameters, job):
@@ -3444,15 +3470,15 @@ class App:
         return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
 
     @staticmethod
-    async def _wait(request, job, seconds, abandoned=None):
-        """Wait until the job is complete, or the seconds have passed; call abandoned(job) if the client disconnects."""
+    async def _wait(request, job, seconds, on_gone=None):
+        """Wait until the job is complete, or the seconds have passed; call on_gone(job) if the client disconnects."""
         if job.is_complete():
             return
         try:
             await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds == FOREVER else seconds))
         except ClientGone:
-            if abandoned:
-                abandoned(job)
+            if on_gone:
+                on_gone(job)
             raise
 
     # Output.
@@ -3481,7 +3507,7 @@ class App:
     async def _beginning(self, parameters, job, which):
         """Return the offset at which to begin: that of the last lines, or of what is kept."""
         lines = parameters.number("tail", 0, 10 ** 9 - 1)
-        return job.output.start[which] if lines is None else await job.output.tail(which, lines, self.loop.turn)
+        return job.output.start[which] if lines is None else await job.output.tail(which, lines, self.loop.breathe)
 
     async def _output(self, request, parameters, job, which):
         """Answer with what the job has printed: all, from the byte that Range names, or the last lines.
@@ -3503,7 +3529,7 @@ class App:
             headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
         if not follow and end - offset <= SLICE:
             return Response(status, b"".join(kept_pieces(output, which, offset, end)), TEXT, headers)
-        return Response(status, Follow(request.client, job, which, offset, follow), TEXT,
+        return Response(status, OutputBody(request.client, job, which, offset, follow), TEXT,
                         headers + [UNBUFFERED] if follow else headers, None if follow else end - offset)
 
     @staticmethod
@@ -3581,7 +3607,7 @@ def find_route(method, path):
 
 
 @functools.lru_cache(maxsize=1)
-def import_later():
+def import_rest():
     """Import what the first answer does not need."""
     for name in LATER:
         __import__(name)
@@ -4124,7 +4150,7 @@ class Service:
         self.total, self.workspace = TotalOutput(total), Workspace()
         store = JobStore(args.keep, total)
         self.runner = Runner(self.loop, store, self.workspace, Spawner(descriptors, nofile), self.total, args.parallel,
-                             ended=log.job_ended, say=log.event)
+                             on_complete=log.job_ended, say=log.event)
         shell = b"/bin/bash" if os.access("/bin/bash", os.X_OK) else b"/bin/sh"
         self.app = App(self.loop, secret, store, self.runner, self.workspace, args.max_script,
                        min(args.max_output, total), shell)
@@ -4173,9 +4199,8 @@ class Service:
         gc.enable()
         try:
             self.server.start()
-            self.loop.spawn(self.runner.reap())
-            self.loop.spawn(self._live())
-            self.loop.call_later(SWEEP_AFTER, self.workspace.sweep)
+            self.loop.spawn(self._shut_down())
+            self.loop.call_later(SWEEP_AFTER, lambda: self.loop.spawn(self.workspace.sweep(self.loop.breathe)))
             if self.args.idle_exit:
                 self.loop.spawn(self._watch_idleness(self.args.idle_exit))
             self.loop.run()
@@ -4183,8 +4208,8 @@ class Service:
             self.loop.close()
             self.workspace.close()
 
-    async def _live(self):
-        await self.app.stopped.wait_for(lambda: self.app.is_stopping)
+    async def _shut_down(self):
+        await self.app.stop_asked.wait_for(lambda: self.app.is_stopping)
         notify_systemd(b"STOPPING=1")
         await self.runner.stop()
         await self.server.drain(DRAIN)

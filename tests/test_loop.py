@@ -45,8 +45,7 @@ class TaskTest(LoopCase):
 
         async def wait():
             self.seen.append(await condition.wait_for(lambda: False, 0.01))
-            number = task.number
-            self.loop.call_later(0.01, lambda: task.wake(number))        # of the wait that has ended
+            self.loop.call_later(0.01, task.wake)       # as if it still waited for that
             began = time.monotonic()
             await self.loop.sleep(0.1)
             self.seen.append(time.monotonic() - began >= 0.1)
