@@ -960,8 +960,8 @@ class JobStore:
         """Give the job its id and keep it."""
         if self._script_bytes + len(job.script) > self.max_scripts:
             raise Error("insufficient storage", (
-                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE "
-                "/jobs?state=complete" % (self._script_bytes, self.max_scripts)))
+                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE /jobs?state="
+                "complete, or start rtot with more --max-total" % (self._script_bytes, self.max_scripts)))
         self._script_bytes += len(job.script)
         job.id = self._next_id
         self._next_id += 1
@@ -3024,157 +3024,157 @@ def page():
 
 # ---------------------------------------------------------------------------------------------- routes
 
-class Parameters:
-    """The query of a request, checked: a parameter that the route does not know, or twice, is a 400.
-
-    Each method returns None for a parameter that is not given, but where it says otherwise.
-    """
-
-    REPEATABLE = ("arg", "env")
-
-    def __init__(self, pairs, known):
-        self._values = {}
-        for name, value in pairs:
-            if name not in known.split():
-                raise bad("there is no parameter %r here; there are: %s", name, known or "none")
-            if name in self._values and name not in self.REPEATABLE:
-                raise bad("%s may be given once", name)
-            if b"\0" in value:
-                raise bad("%s has a NUL byte, which no argument can have", name)
-            self._values.setdefault(name, []).append(value)
-
-    def __contains__(self, name):
-        return name in self._values
-
-    def all(self, name):
-        """Return the values of one that may be repeated, as bytes."""
-        return self._values.get(name, [])
-
-    def text(self, name):
-        return readable(self._values[name][0]) if name in self._values else None
-
-    def flag(self, name):
-        """Return whether it is given: alone, =1 and =true mean the same."""
-        if name not in self._values:
-            return False
-        value = self.text(name)
-        if value not in ("", "1", "true", "0", "false"):
-            raise bad("%s is a flag: alone, =1 or =true, not %r", name, value)
-        return value in ("", "1", "true")
-
-    def _value(self, name, right, convert):
-        """Return convert(value), which returns None for what is not right."""
-        if name not in self._values:
-            return None
-        value = convert(self.text(name))
-        if value is None:
-            raise bad("%s is %s, not %r", name, right, self.text(name))
-        return value
-
-    def seconds(self, name, alone=None):
-        """Return the seconds; `alone`, if it is not None, where it is given without a value."""
-        if alone is not None and self.text(name) in ("", "true", "false"):
-            return None if self.text(name) == "false" else alone
-        return self._value(name, "a number of seconds, like 5 or 0.5", lambda text: float(text) if re.fullmatch(
-            r"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", text, re.ASCII) else None)
-
-    def number(self, name, least, most):
-        return self._value(name, "a whole number from %d to %d" % (least, most), lambda text: int(text) if re.fullmatch(
-            "[0-9]{1,18}", text, re.ASCII) and least <= int(text) <= most else None)
-
-    def size(self, name, most):
-        """Return the bytes of a size, up to `most`."""
-        return self._value(name, "a size like 4096, 64K, 16M or 1G, up to %d here" % most, lambda text: size_in_bytes(
-            text) if 0 < (size_in_bytes(text) or 0) <= most else None)
-
-    def fields(self):
-        """Return the names of the fields of a job to show, in the order asked for."""
-        value = self.text("fields")
-        if value is None:
-            return TEXT_FIELDS if self.flag("text") else DEFAULT_FIELDS
-        names = tuple(name for name in value.split(",") if name)
-        for name in names:
-            if name not in VIEW and name != "all":
-                raise bad("there is no field %r; there are: %s, and all", name, " ".join(VIEW))
-        return tuple(VIEW) if "all" in names else names
-
-    def selection(self, destroys):
-        """Return the state and the label to select jobs by.
-
-        What is empty, as from a variable of the shell that is not set, is for all; where that destroys, it is a 400.
-        """
-        for name in ("state", "label"):
-            if destroys and self.text(name) == "":
-                raise bad("%s is empty: give a value, or leave it out for all", name)
-        if self.text("state") not in (None, "") + tuple(STATES):
-            raise bad("there is no state %r; there are: %s", self.text("state"), " ".join(STATES))
-        return self.text("state") or None, self.text("label") or None
-
-    def signal(self):
-        """Return the number of the signal INT, SIGINT or 2."""
-        value = self.text("signal")
-        if value is None:
-            return None
-        number = int(value) if re.fullmatch("[0-9]{1,2}", value, re.ASCII) else signal_number(value)
-        if not number or number >= signal.NSIG:
-            raise bad("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d",
-                      value, signal.NSIG - 1)
-        return number
-
-    def terminal(self, default=DEFAULT_TERMINAL):
-        """Return (rows, cols)."""
-        return self.number("rows", 1, 65535) or default[0], self.number("cols", 1, 65535) or default[1]
-
-    def options(self, most_output, old=PLAIN):
-        """Return the Options of a new job: what is given here, and the rest as in the `old` ones."""
-        if self._values.keys() <= {"wait", "follow", "attach", "fail", "fields", "text"}:
-            return old
-        env = [value.partition(b"=") for value in self.all("env")]
-        for name, equals, _ in env:
-            if not name or not equals:
-                raise bad("env is like NAME=VALUE, not %r", readable(name + equals))
-        timeout, cwd = self.seconds("timeout"), (self.all("cwd") or [None])[0]
-        if timeout == 0:
-            raise bad("timeout is a number of seconds over 0")
-        if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
-            raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
-        tty = self.flag("tty") if "tty" in self else bool(old.tty)
-        for name in ("rows", "cols"):
-            if name in self and not tty:
-                raise bad("%s is for a job with a terminal: give tty too", name)
-        given = {"env": tuple((name, value) for name, _, value in env), "cwd": cwd, "timeout": timeout,
-                 "label": self.text("label"), "stdin": self.flag("stdin"),
-                 "max_output": self.size("max_output", most_output)}
-        return old._replace(args=tuple(self.all("arg")) if "arg" in self else old.args,
-                            tty=self.terminal(old.tty or DEFAULT_TERMINAL) if tty else None,
-                            **{name: value for name, value in given.items() if name in self})
-
-    @functools.lru_cache(maxsize=128)
-    def check_ways(self):
-        """Return wait (in seconds), follow, attach and fail, which not all go together."""
-        if not self._values:
-            return None, False, False, False
-        wait, follow = self.seconds("wait", alone=FOREVER), self.flag("follow")
-        if follow and wait is not None:
-            raise bad("wait answers when the job is complete, follow as it goes: give one of them")
-        if self.flag("attach") and not follow and wait is None:
-            raise bad("attach ends the job when this client disconnects: give wait or follow too")
-        if self.flag("fail") and wait is None:
-            raise bad("fail tells by the status how the job ended: give wait too")
-        return wait, follow, self.flag("attach"), self.flag("fail")
-
-
-parse_parameters = functools.lru_cache(maxsize=128)(Parameters)         # clients send the same again and again
+REPEATABLE = ("arg", "env")
+FOREVER = float("inf")
+MOST_LINES, MOST_BYTES = 10 ** 9 - 1, 2 ** 53 - 1       # the second is also the end of a body that grows: RFC 8673, 2.2
 
 
 def bad(message, *values):
     return Error("bad request", message % values)
 
 
+# What a parameter of a query stands for: functions of its name and its value, in bytes.
+
+def parse_bytes(name, value):
+    return value
+
+
+def parse_text(name, value):
+    return readable(value)
+
+
+def parse_flag(name, value):
+    if value not in (b"", b"1", b"true", b"0", b"false"):
+        raise bad("%s is a flag: alone, =1 or =true, and =0 or =false for no; not %r", name, readable(value))
+    return value not in (b"0", b"false")
+
+
+def parse_seconds(name, value):
+    if not re.fullmatch(b"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", value):
+        raise bad("%s is a number of seconds, like 5 or 0.5, not %r", name, readable(value))
+    return float(value)
+
+
+def parse_wait(name, value):
+    """Return the seconds, FOREVER for the parameter alone, None for =false."""
+    return {b"": FOREVER, b"true": FOREVER, b"false": None}[value] if value in (b"", b"true", b"false") else (
+        parse_seconds(name, value))
+
+
+def whole_number(least, most):
+    def parse(name, value):
+        if not re.fullmatch(b"[0-9]{1,18}", value) or not least <= int(value) <= most:
+            raise bad("%s is a whole number from %d to %d, not %r", name, least, most, readable(value))
+        return int(value)
+    return parse
+
+
+def parse_size_of(name, value):
+    if not size_in_bytes(readable(value)):
+        raise bad("%s is a size like 4096, 64K, 16M or 1G, not %r", name, readable(value))
+    return size_in_bytes(readable(value))
+
+
+def parse_env(name, value):
+    """Return the pair of NAME=VALUE."""
+    variable, equals, content = value.partition(b"=")
+    if not variable or not equals:
+        raise bad("env is like NAME=VALUE, not %r", readable(value))
+    return variable, content
+
+
+def parse_fields(name, value):
+    """Return the names of the fields of a job to show, in the order asked for."""
+    names = tuple(field for field in readable(value).split(",") if field)
+    for field in names:
+        if field not in VIEW and field != "all":
+            raise bad("there is no field %r; there are: %s, and all", field, " ".join(VIEW))
+    return tuple(VIEW) if "all" in names else names
+
+
+def parse_state(name, value):
+    if readable(value) not in ("",) + tuple(STATES):
+        raise bad("there is no state %r; there are: %s", readable(value), " ".join(STATES))
+    return readable(value)
+
+
+def parse_signal(name, value):
+    """Return the number of the signal INT, SIGINT or 2."""
+    number = int(value) if re.fullmatch(b"[0-9]{1,2}", value) else signal_number(readable(value))
+    if not number or number >= signal.NSIG:
+        raise bad("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d",
+                  readable(value), signal.NSIG - 1)
+    return number
+
+
+PARAMETERS = {
+    "arg": parse_bytes, "cwd": parse_bytes, "env": parse_env, "label": parse_text, "state": parse_state,
+    "attach": parse_flag, "eof": parse_flag, "fail": parse_flag, "follow": parse_flag, "json": parse_flag,
+    "stdin": parse_flag, "text": parse_flag, "tty": parse_flag,
+    "grace": parse_seconds, "timeout": parse_seconds, "wait": parse_wait,
+    "rows": whole_number(1, 65535), "cols": whole_number(1, 65535), "max_output": parse_size_of,
+    "last": whole_number(0, MOST_LINES), "tail": whole_number(0, MOST_LINES), "from": whole_number(0, MOST_BYTES),
+    "fields": parse_fields, "signal": parse_signal,
+}
+
+
+@functools.lru_cache(maxsize=128)           # clients send the same again and again
+def parse_parameters(query, known):
+    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`."""
+    given = {}
+    for name, value in query:
+        if name not in known.split():
+            raise bad("there is no parameter %r here; there are: %s", name, known or "none")
+        if name in given and name not in REPEATABLE:
+            raise bad("%s may be given once", name)
+        if b"\0" in value:
+            raise bad("%s has a NUL byte, which no argument can have", name)
+        value = PARAMETERS[name](name, value)
+        if name in REPEATABLE:
+            given.setdefault(name, []).append(value)
+        else:
+            given[name] = value
+    return given
+
+
 def size_in_bytes(text):
     """Return the bytes of 4096, 64K, 16M or 1G; None if it is no such size."""
     match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
     return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()] if match else None
+
+
+def shown_fields(given):
+    """Return the names of the fields of a job to show."""
+    return given.get("fields", TEXT_FIELDS if given.get("text") else DEFAULT_FIELDS)
+
+
+def new_options(given, old, most_output):
+    """Return the Options of a new job: what is given, and the rest as in the `old` ones."""
+    if given.get("timeout") == 0:
+        raise bad("timeout is a number of seconds over 0")
+    if given.get("max_output", 0) > most_output:
+        raise bad("max_output may be up to %d here", most_output)
+    cwd = given.get("cwd")
+    if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
+        raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
+    tty, size = given.get("tty", bool(old.tty)), old.tty or DEFAULT_TERMINAL
+    for name in ("rows", "cols"):
+        if name in given and not tty:
+            raise bad("%s is for a job with a terminal: give tty too", name)
+    changes = {name: given[name] for name in ("cwd", "timeout", "label", "stdin", "max_output") if name in given}
+    changes.update((field, tuple(given[name])) for name, field in (("arg", "args"), ("env", "env")) if name in given)
+    return old._replace(tty=(given.get("rows", size[0]), given.get("cols", size[1])) if tty else None, **changes)
+
+
+def check_ways(given):
+    """Raise an Error for wait, follow, attach and fail that do not go together."""
+    wait, follow = given.get("wait"), given.get("follow")
+    if follow and wait is not None:
+        raise bad("wait answers when the job is complete, follow as it goes: give one of them")
+    if given.get("attach") and not follow and wait is None:
+        raise bad("attach ends the job when this client disconnects: give wait or follow too")
+    if given.get("fail") and wait is None:
+        raise bad("fail tells by the status how the job ended: give wait too")
 
 
 class OutputBody:
@@ -3280,12 +3280,10 @@ except ImportError:
 CONDITIONS = frozenset((b"if-match", b"if-none-match", b"if-modified-since", b"if-unmodified-since", b"if-range",
                         b"range", b"content-range", b"x-http-method-override"))     # of requests that change something
 UNBUFFERED = ("X-Accel-Buffering", "no")        # for nginx
-FOREVER = float("inf")
-LIVE_END = 2 ** 53 - 1          # the last byte of a body that still grows: RFC 8673, 2.2
 
 
 class App:
-    """What rtot answers.  A handler takes a Request, its Parameters and a Job, gives a Response, touches no socket."""
+    """What rtot answers.  A handler takes a Request, its parameters and a Job, gives a Response, touches no socket."""
 
     def __init__(self, loop, secret, store, runner, workspace, max_script, max_output, shell):
         """`secret` and `shell` are bytes, the two limits in bytes."""
@@ -3306,7 +3304,7 @@ class App:
         await self._authorize(request)
         (_, _, handler, known, takes_body), number = find_route(request.method, request.path)
         job = () if number is None else (self._job(number),)
-        parameters = parse_parameters(request.query, known)
+        given = parse_parameters(request.query, known)
         for name in CONDITIONS.intersection(headers) if not reads else ():
             raise bad("rtot knows no conditions, and would ignore the header %s: leave it out", name.decode("ascii"))
         if not takes_body:
@@ -3314,7 +3312,7 @@ class App:
         elif headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
             raise Error("unsupported media type", "rtot does not decode Content-Encoding: %s: send the body as it is"
                         % readable(headers[b"content-encoding"]))
-        return await handler(self, request, parameters, *job)
+        return await handler(self, request, given, *job)
 
     @staticmethod
     async def _refuse_body(request):
@@ -3359,7 +3357,7 @@ class App:
     def _uptime(self):
         return go_duration(round(time.monotonic() - self.began, 3))
 
-    async def root(self, request, parameters):
+    async def root(self, request, given):
         links = {}
         for _, path, _, parameters, _ in ROUTES:
             name = path.strip("/").replace("/{id}", ".byID").replace("/", ".")
@@ -3371,7 +3369,7 @@ class App:
             "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self._uptime(),
             "jobs": {state: len(self.store.select(state)) for state in STATES}})
 
-    async def die(self, request, parameters):
+    async def die(self, request, given):
         self.stop()
         return Response(204)
 
@@ -3382,19 +3380,16 @@ class App:
 
     # Jobs.
 
-    async def create(self, request, parameters):
+    async def create(self, request, given):
         if request.length == 0 and b"content-length" not in request.headers:
             raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
-        return await self._create(request, parameters, PLAIN, None)
+        return await self.again(request, given, None)
 
-    async def again(self, request, parameters, job):
-        return await self._create(request, parameters, job.options, job.script)
-
-    async def _create(self, request, parameters, old, script):
-        """Make a job of the body, or else of the script, and of the parameters, or else of the old Options."""
-        options, fields = parameters.options(self.max_output, old), parameters.fields()
-        wait, follow, attach, fail = parameters.check_ways()
-        script = await self._script(request, script)
+    async def again(self, request, given, old):
+        """Make a job of the body and the parameters, or else of the script and the options of the old job, if any."""
+        check_ways(given)
+        options = new_options(given, old.options if old else PLAIN, self.max_output)
+        script = await self._script(request, old)
         if self.is_stopping:
             raise Error("service unavailable", "the server is about to exit")
         path = self.workspace.write(script)
@@ -3405,23 +3400,22 @@ class App:
             self.workspace.remove(path)
             raise
         self.runner.submit(job, path)
-        headers, on_gone = [("Location", job.href)], self.runner.cancel if attach else None
-        if follow:
+        headers, on_gone = [("Location", job.href)], self.runner.cancel if given.get("attach") else None
+        if given.get("follow"):
             body = OutputBody(request.client, job, LOG, 0, owner=True, on_gone=on_gone)
             response = Response(201, body, TEXT, headers + [UNBUFFERED])
         else:
-            await self._wait(request, job, wait or 0, on_gone)
-            status = 424 if fail and job.has_failed() else 201 if wait is None or job.is_complete() else 202
-            response = self._jobs(status, parameters, [job], fields, headers)
+            await self._wait(request, given, job, on_gone)
+            response = self._one(given, job, 201, 201 if given.get("wait") is None else 202, headers)
         response.job = job.id
         return response
 
     async def _script(self, request, old):
-        """Return the script in the body, with a #! line, or the old one if there is none."""
+        """Return the script in the body, with a #! line, or that of the old job if there is none."""
         script = await request.body.read_all(self.max_script, "content too large", (
             "a script may have %d bytes here: start rtot with more --max-script" % self.max_script))
-        if not script and old is not None:
-            return old
+        if not script and old:
+            return old.script
         if script.startswith(b"\xef\xbb\xbf"):          # the byte order mark of UTF-8, as editors on Windows write it
             script = script[3:]
         if not script:
@@ -3433,46 +3427,10 @@ class App:
         return script if script.startswith(b"#!") else b"#!" + self.shell + b"\n" + script
 
     @staticmethod
-    def _jobs(status, parameters, jobs, fields, headers=()):
-        """Return the jobs as JSON, or as text if that is asked for."""
-        if parameters.flag("text"):
-            return Response.of_pieces(status, jobs_text(jobs, fields), TEXT, headers)
-        return Response.of_pieces(status, jobs_json(jobs, fields), JSON, headers)
-
-    async def list(self, request, parameters):
-        jobs = self.store.select(*parameters.selection(destroys=False), parameters.number("last", 0, 10 ** 9 - 1))
-        return self._jobs(200, parameters, jobs, parameters.fields())
-
-    async def delete_all(self, request, parameters):
-        jobs = self.store.select(*parameters.selection(destroys=True))
-        for job in jobs:
-            self.store.remove(job)
-        await self.runner.forget(jobs)
-        return Response(204)
-
-    async def get(self, request, parameters, job):
-        fields, (wait, _, _, fail) = parameters.fields(), parameters.check_ways()
-        await self._wait(request, job, wait or 0)
-        status = 424 if fail and job.has_failed() else 200 if job.is_complete() else 202
-        return self._jobs(status, parameters, [job], fields, [("Location", job.href)])
-
-    async def delete(self, request, parameters, job):
-        self.store.remove(job)
-        await self.runner.forget([job])
-        return Response(204)
-
-    async def script(self, request, parameters, job):
-        size = len(job.script)
-        return Response(200, job.script if size <= SLICE else Pieces(slices(job.script)), TEXT, length=size)
-
-    async def exit(self, request, parameters, job):
-        await self._wait(request, job, parameters.seconds("wait", alone=FOREVER) or 0)
-        return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
-
-    @staticmethod
-    async def _wait(request, job, seconds, on_gone=None):
-        """Wait until the job is complete, or the seconds have passed; call on_gone(job) if the client disconnects."""
-        if job.is_complete():
+    async def _wait(request, given, job, on_gone=None):
+        """Wait for the end of the job, if that is asked for; call on_gone(job) if the client disconnects."""
+        seconds = given.get("wait")
+        if not seconds or job.is_complete():
             return
         try:
             await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds == FOREVER else seconds))
@@ -3481,50 +3439,93 @@ class App:
                 on_gone(job)
             raise
 
+    def _one(self, given, job, complete, running, headers):
+        """Return the job, with the status for one that is complete or not, or has failed if that is asked for."""
+        status = complete if job.is_complete() else running
+        return self._jobs(424 if given.get("fail") and job.has_failed() else status, given, [job], headers)
+
+    @staticmethod
+    def _jobs(status, given, jobs, headers=()):
+        """Return the jobs as JSON, or as text if that is asked for."""
+        write, content_type = (jobs_text, TEXT) if given.get("text") else (jobs_json, JSON)
+        return Response.of_pieces(status, write(jobs, shown_fields(given)), content_type, headers)
+
+    async def list(self, request, given):
+        jobs = self.store.select(given.get("state") or None, given.get("label") or None, given.get("last"))
+        return self._jobs(200, given, jobs)
+
+    async def delete_all(self, request, given):
+        for name, value in given.items():
+            if not value:               # as from a variable of the shell that is not set
+                raise bad("%s is empty: give a value, or leave it out for all", name)
+        jobs = self.store.select(given.get("state"), given.get("label"))
+        for job in jobs:
+            self.store.remove(job)
+        await self.runner.forget(jobs)
+        return Response(204)
+
+    async def get(self, request, given, job):
+        check_ways(given)
+        await self._wait(request, given, job)
+        return self._one(given, job, 200, 202, [("Location", job.href)])
+
+    async def delete(self, request, given, job):
+        self.store.remove(job)
+        await self.runner.forget([job])
+        return Response(204)
+
+    async def script(self, request, given, job):
+        size = len(job.script)
+        return Response(200, job.script if size <= SLICE else Pieces(slices(job.script)), TEXT, length=size)
+
+    async def exit(self, request, given, job):
+        await self._wait(request, given, job)
+        return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
+
     # Output.
 
-    async def out(self, request, parameters, job):
-        return await self._output(request, parameters, job, OUT)
+    async def out(self, request, given, job):
+        return await self._output(request, given, job, OUT)
 
-    async def err(self, request, parameters, job):
-        return await self._output(request, parameters, job, ERR)
+    async def err(self, request, given, job):
+        return await self._output(request, given, job, ERR)
 
-    async def log(self, request, parameters, job):
-        if not parameters.flag("json"):
-            if "from" in parameters:
+    async def log(self, request, given, job):
+        output, offset = job.output, given.get("from")
+        if not given.get("json"):
+            if offset is not None:
                 raise bad("from is a position in the log as log?json tells it: give json too")
-            return await self._output(request, parameters, job, LOG)
-        if "from" in parameters and "tail" in parameters:
-            raise bad("from and tail both say where to begin: give one of them")
-        offset = parameters.number("from", 0, LIVE_END)
+            return await self._output(request, given, job, LOG)
         if offset is None:
-            offset = await self._beginning(parameters, job, LOG)
-        elif offset > job.output.end[LOG]:
-            raise Error("range not satisfiable", "the log has %d bytes" % job.output.end[LOG])
-        body = JsonLog(request.client, job, max(offset, job.output.start[LOG]), parameters.flag("follow"))
-        return Response(200, body, JSON_LINES, [("Rtot-Dropped", str(job.output.start[LOG])), UNBUFFERED])
+            offset = await self._beginning(given, output, LOG)
+        elif "tail" in given:
+            raise bad("from and tail both say where to begin: give one of them")
+        elif offset > output.end[LOG]:
+            raise Error("range not satisfiable", "the log has %d bytes" % output.end[LOG])
+        body = JsonLog(request.client, job, max(offset, output.start[LOG]), given.get("follow"))
+        return Response(200, body, JSON_LINES, [("Rtot-Dropped", str(output.start[LOG])), UNBUFFERED])
 
-    async def _beginning(self, parameters, job, which):
+    async def _beginning(self, given, output, which):
         """Return the offset at which to begin: that of the last lines, or of what is kept."""
-        lines = parameters.number("tail", 0, 10 ** 9 - 1)
-        return job.output.start[which] if lines is None else await job.output.tail(which, lines, self.loop.breathe)
+        lines = given.get("tail")
+        return output.start[which] if lines is None else await output.tail(which, lines, self.loop.breathe)
 
-    async def _output(self, request, parameters, job, which):
+    async def _output(self, request, given, job, which):
         """Answer with what the job has printed: all, from the byte that Range names, or the last lines.
 
         206 tells that bytes before the first are missing: they were dropped, or Range did not ask for them.
         """
-        follow, output = parameters.flag("follow"), job.output
+        follow, output = given.get("follow", False), job.output
         first = self._range(request) if which != LOG else None
-        if first is not None and "tail" in parameters:
+        if first is not None and "tail" in given:
             raise bad("Range and tail both say where to begin: give one of them")
-        offset = await self._beginning(parameters, job, which) if first is None else first
+        offset = await self._beginning(given, output, which) if first is None else first
         start, end = output.start[which], output.end[which]
         if offset > end or first is not None and not follow and offset == end:
             raise Error("range not satisfiable", "there are %d bytes" % end, [("Content-Range", "bytes */%d" % end)])
         offset, headers, status = max(offset, start), [("Rtot-Dropped", str(start))], 200
         if first is not None or offset == start > 0:
-            status, last = 206, LIVE_END if follow else max(end - 1, offset)
+            status, last = 206, MOST_BYTES if follow else max(end - 1, offset)
             whole = str(end) if job.is_complete() and not follow else "*"
             headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
         if not follow and end - offset <= SLICE:
@@ -3543,10 +3544,10 @@ class App:
 
     # Talking to a job.
 
-    async def stdin(self, request, parameters, job):
+    async def stdin(self, request, given, job):
         if not (job.options.stdin or job.options.tty):
             raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
-        eof, body = parameters.flag("eof"), request.body
+        eof, body = given.get("eof", False), request.body
         body.timeout = None             # what makes the input may take its time
         await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
         while True:
@@ -3559,23 +3560,22 @@ class App:
             if body.ended:
                 return Response(204)
 
-    async def kill(self, request, parameters, job):
-        number, grace = parameters.signal(), parameters.seconds("grace")
+    async def kill(self, request, given, job):
+        number, grace = given.get("signal"), given.get("grace")
         if number is None:
             number, grace = signal.SIGTERM, GRACE if grace is None else grace
         await self.runner.kill(job, number, grace)
         return Response(204)
 
-    async def resize(self, request, parameters, job):
-        if "rows" not in parameters or "cols" not in parameters:
+    async def resize(self, request, given, job):
+        if "rows" not in given or "cols" not in given:
             raise bad("give both, as ?rows=24&cols=80")
-        terminal = parameters.terminal()
         if not job.options.tty:
             raise Error("conflict", "job %d has no terminal: POST /jobs?tty gives one" % job.id)
         process = self.runner.process(job)
         if process is None or process.terminal is None:
             raise Error("conflict", "the terminal of job %d is closed" % job.id)
-        set_size(process.terminal, *terminal)
+        set_size(process.terminal, given["rows"], given["cols"])
         return Response(204)
 
 
