@@ -588,7 +588,7 @@ class Reader:
                 and self.offset < min(output.end[which], output.start[which] + dropped))
 
     def check_pace(self, now):
-        """Return how many more seconds it is waited for, unless it reads enough."""
+        """Return how many more seconds it is waited for; these begin again when it has read enough."""
         if self.since is None or self.offset - self.since[0] >= self.pace:
             self.since = self.offset, now
         remaining = self.since[1] + self.patience - now
@@ -633,14 +633,18 @@ class TotalOutput:
             if not output.size:
                 self.forget(output)
 
-    def lagging(self, output, count):
-        """Return the followers that would lose what they have not read if the output got `count` bytes more."""
-        dropped, excess = output.drops(count), self.size + count - self.limit
+    def delay(self, output, count):
+        """Return for how many seconds `count` bytes more have to wait, at most, for those who follow; 0 is not at all."""
+        now, excess = time.monotonic(), self.size + count - self.limit
         for other in self._kept if excess > 0 else ():
             excess -= other.spare
             if excess <= 0:
                 break
-        return [reader for reader in output.readers if reader.needs(max(dropped, count) if excess > 0 else dropped)]
+        dropped = max(output.drops(count), count if excess > 0 else 0)
+        delays = [reader.check_pace(now) for reader in output.readers if reader.needs(dropped)]
+        if excess > 0 and any(reader.is_owner and reader.waited_for for reader in output.readers):
+            delays.append(LOOK_AFTER)       # until another owner has read
+        return min((delay for delay in delays if delay > 0), default=0)
 
     def forget(self, output):
         """Keep nothing of it; return how many bytes that frees."""
@@ -1839,27 +1843,25 @@ class Capture:
 
     def _pause(self, process, size):
         """Read no more for a moment, if a follower would lose what it has not read; return whether it is so."""
-        lagging = self.total.lagging(process.job.output, size)
-        for reader in lagging:
+        output = process.job.output
+        for reader in output.readers:
             reader.since = None
-        if lagging:
+        if self.total.delay(output, size):
             process.paused = True
             for fd in process.pipes:
                 self.loop.unwatch(fd)
             self.loop.spawn(self._wait_for_readers(process, size))
-        return bool(lagging)
+        return process.paused
 
     async def _wait_for_readers(self, process, size):
         output = process.job.output
         output.consumed = Condition(self.loop)
+
+        def delay():
+            return process.pipes and self.total.delay(output, size)
         try:
-            while process.pipes:
-                lagging = self.total.lagging(output, size)
-                if not lagging:
-                    break
-                seconds = min(reader.check_pace(time.monotonic()) for reader in lagging)
-                await output.consumed.wait_for(
-                    lambda: not self.total.lagging(output, size) or not process.pipes, seconds)
+            while delay():
+                await output.consumed.wait_for(lambda: not delay(), delay())
         finally:
             output.consumed, process.paused = None, False
             for fd in process.pipes:

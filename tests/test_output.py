@@ -1,11 +1,14 @@
 """What a job has printed: its order, its bounds, the memory that it takes."""
+import itertools
 import os
 import random
 import signal
 import tracemalloc
+import types
 import unittest
 
 import support  # noqa: F401  finds rtot
+import rtot
 from rtot import ERR, LOG, OUT, Output
 from support import Follower, ServerCase, wait_until
 
@@ -136,6 +139,22 @@ class BoundTest(unittest.TestCase):
         self.assertLess(used, 4 * 80000)
         self.assertGreater(output.end[LOG] - output.start[LOG], 1000)
         self.assertEqual(read_all(output, LOG), log[output.start[LOG]:])
+
+    def test_small_pieces_do_not_push_out_a_large_one(self):
+        """When too many pieces were noted, an eighth of them was dropped: the first was most of the output."""
+        for alternate in (False, True):
+            output = Output(1 << 20)
+            output.append(OUT, b"x" * 500000)
+            ms = itertools.count(10 ** 9)
+            clock, rtot.time = rtot.time, types.SimpleNamespace(time=lambda ms=ms: next(ms) / 1000)
+            try:
+                for number in range(40000):
+                    output.append(number & 1 if alternate else OUT, b"y\n")
+            finally:
+                rtot.time = clock
+            self.assertLess(output.start[LOG], 300000 if alternate else 1, "alternate: %s" % alternate)
+            self.assertEqual(len(read_all(output, LOG)), output.end[LOG] - output.start[LOG])
+            self.assertLess(output.cost, 2 << 20)
 
     def test_dropping_takes_no_memory(self):
         """Output is dropped when memory is short; a copy of all changes ended the server."""

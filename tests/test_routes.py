@@ -944,6 +944,25 @@ class CutOffTest(ServerCase):
             follower = Follower(self.server, "/jobs?follow&max_output=" + limit, "POST", "seq 30000")
             self.assertEqual(follower.finish(), b"".join(b"%d\n" % number for number in range(1, 30001)))
 
+    def test_output_of_other_jobs_does_not_push_out_what_that_client_has_to_read(self):
+        """The limit of all jobs together took it from the job that printed longest ago, which was paused for it."""
+        server = self.own_server("--max-output", "2M", "--max-total", "3M")
+        script = b"head -c 12000000 /dev/zero"
+        request = b"POST /jobs?follow%b HTTP/1.0\r\n%bContent-Length: %d\r\n\r\n%b"
+        for attach in (b"", b"&attach"):
+            with server.send(request % (attach, AUTH, len(script), script)) as owner:
+                server.settle(1)            # the job is paused
+                for _ in range(4):
+                    self.assertEqual(server.run("head -c 5000000 /dev/zero", fields="out_bytes")["out_bytes"], 5000000)
+                self.assertEqual(len(support.read_all(owner).partition(b"\r\n\r\n")[2]), 12000000)
+
+    def test_two_such_clients_share_the_limit_of_all_jobs(self):
+        server = self.own_server("--max-output", "2M", "--max-total", "2M")
+        script = b"head -c 9000000 /dev/zero"
+        owners = [Counter(server, b"POST /jobs?follow HTTP/1.0\r\n%bContent-Length: %d\r\n\r\n%b"
+                          % (AUTH, len(script), script), rate=6e6) for _ in range(3)]
+        self.assertEqual([owner.end() for owner in owners], [(9000000, None)] * 3)
+
     def test_a_stream_that_has_lost_output_is_cut_off(self):
         number = self.server.start("read go; head -c 30000000 /dev/zero; read end", "stdin")
         requests = [b"GET /jobs/%d/%b?follow HTTP/1.%d\r\n%bConnection: close\r\n\r\n" % (number, what, version, AUTH)
