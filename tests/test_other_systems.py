@@ -106,6 +106,12 @@ class OtherSystemsTest(Case):
         cases = sorted(NAMES.items()) + [("all of them", ALL)]
         self.check([(name, {"program": patched(before=without(names))}) for name, names in cases])
 
+    def test_without_waitid_it_does_not_wait_for_those_that_it_may_not_signal_any_more(self):
+        server = self.own_server(program=patched("rtot.GRACE = 600", without(NAMES["waitid"])))
+        server.start_running("echo ready; exec sleep 600")
+        self.assertEqual(server.delete("/").status, 204)
+        self.assertEqual(server.process.wait(support.LIMIT), 0)
+
     @need("unshare", "mount")
     @unittest.skipIf(os.geteuid(), "needs root, for mounts")
     def test_runs_without_files_that_a_system_may_lack(self):

@@ -556,6 +556,16 @@ class StopTest(ServerCase):
         self.assertEqual(server.delete("/jobs/%d" % number).status, 204)
         wait_until(lambda: re.search(r"(?m)^rtot: .*\b%d\b" % pid, server.log()))
 
+    @need("setpriv")
+    @unittest.skipIf(os.geteuid(), "needs root, for a job that runs as another user")
+    def test_the_log_names_a_process_that_outlives_the_timeout(self):
+        server = self.own_server(wrapper=["setpriv", "--bounding-set=-kill", "--inh-caps=-kill"])
+        number = server.start("exec setpriv --reuid=65534 sh -c 'echo $$; exec sleep 99'", "timeout=0.3")
+        pid = int(server.wait_for_out(number, b"\n"))
+        self.addCleanup(os.kill, pid, signal.SIGKILL)
+        wait_until(lambda: re.search(r"(?m)^rtot: .*\b%d\b" % pid, server.log()))
+        self.assertTrue(is_alive(pid))
+
 
 class ParallelTest(ServerCase):
     options = ("-j", "2")
