@@ -7,15 +7,19 @@
 One thread waits in one selector for descriptors, children that exit, and timers.  Every client and every job is a
 Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
 
-A request: Server.accept makes a Connection.  Connection.serve reads a head (parse_head), App.answer finds the route in
-ROUTES and calls its handler, and Connection sends the Response.
-A job: App.create writes the script (Workspace), adds the Job (JobStore) and has Runner.run live it:
-wait for a place, spawn, wait for exit and output, complete, reap.  Capture.read takes what the job prints into its
-Output and wakes its followers.
+A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
+the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
+that is raised on the way is answered in Connection._serve_one.
+A job: App.again reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the rest
+of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile Capture.read
+takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
 Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
-command line.  A new route is a line in ROUTES and a handler in App; a new field a line in VIEW; a new limit an option
-in add_limits that Service hands to its owner; another way to end a job calls Runner.end.
+command line.  Where a change belongs:
+- a route: a line in ROUTES and a handler in App; a parameter: a line in PARAMETERS, and its name in ROUTES;
+- a field of a job: a line in VIEW, and a slot of Job if it is stored, or of Options if the client gives it;
+- a limit: an option in add_limits, which Service hands to its owner;
+- a way to end a job: Runner.cancel for a job in any state, Runner.end for the processes of one that runs.
 """
 import sys
 PYTHON: "rtot needs Python 3.6 or newer" = (3, 6)      # noqa: F722  an older one shows this line as its syntax error
@@ -61,28 +65,28 @@ HELD_AFTER = 0.5        # s after the exit for which a job waits for output that
 LOOK_AFTER = 0.1        # s between two looks at who is left to be killed, or has a terminal open again
 KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
 LOOK_AT_ALL_AFTER = 0.02        # s from a SIGCHLD to a look at all children, which costs 0.5 us a child
-MANY_SILENT = 100       # processes without output, of which it does not pay to ask each whether it has exited
-READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7)); and
-WIDE_READ_SIZE = 1 << 18    # from a pipe that was found full, which is made to hold
-WIDE_PIPE = 1 << 20     # bytes, the most without privileges (pipe(7)),
-WIDE_PIPES = 12         # at a time: all pipes of a user may hold 64 MiB, and those beyond hold a page each; by
+MANY_SILENT = 100       # processes whose output has ended: no more are asked at each SIGCHLD whether they have exited
+READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
+WIDE_PIPE = 1 << 20     # bytes that a pipe is made to hold that was found full, the most without privileges (pipe(7))
+WIDE_READ_SIZE = 1 << 18        # bytes read at a time from such a pipe
+WIDE_PIPES = 12         # at a time: the pipes of a user may hold 64 MiB together, and further ones hold a page each
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
-RESERVED = 24           # descriptors that jobs leave to connections, if there are many, and
-SPARE = 8               # that connections leave to scripts and modules
+RESERVED = 24           # descriptors that jobs leave to connections, if there are many
+SPARE = 8               # descriptors that connections leave to scripts and modules
 TERMINAL_LINE = 4095    # bytes that a terminal takes of a line: termios(3), canonical mode
 STEP = 0.003            # s that a task may run before it lets others run
 
 # Output.
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
-STEPS = 500             # pieces of an output that are looked at in one go: some 2 ms
-TRIM_SIZE = 16 * MIB    # bytes of output forgotten, from which on malloc is asked to give its pages back,
-TRIM_AFTER = 1.0        # s later, so that many deletions are one
+STEPS = 500             # pieces of an output, or jobs of a list, that are looked at in one go: some 2 ms
+TRIM_SIZE = 16 * MIB    # bytes of output that were forgotten, after which malloc is asked to give its pages back
+TRIM_AFTER = 1.0        # s until it is asked, so that many deletions are one
 OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
-PACE, PATIENCE = 4 * MIB, 0.25      # bytes in s that another follower has to read to be waited for
+PACE, PATIENCE = 4 * MIB, 0.25  # bytes in s that another follower has to read to be waited for
 
 # HTTP.
 BACKLOG = 1024
-ACCEPTS, TLS_ACCEPTS = 64, 4        # connections accepted in a turn of the loop; a TLS handshake takes 1 ms
+ACCEPTS, TLS_ACCEPTS = 64, 4    # connections accepted in a turn of the loop; a TLS handshake takes 1 ms
 MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
 MAX_HEAD = 65536        # bytes of all headers
 MAX_HEADERS = 100
@@ -93,8 +97,9 @@ IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
 DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
-LINGER, LINGER_BYTES = 2.0, 16 * MIB        # s and bytes of an unread body that are thrown away, for its sender to get
-KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30    # the answer; of one that has the secret, while it sends on
+# Before it closes, rtot throws away what a client still sends, so many s and bytes of it: it would miss the answer.
+LINGER, LINGER_BYTES = 2.0, 16 * MIB
+KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30        # of one that has the secret, as long as it sends
 PROMPT = 1.0            # s in which a new client sends its first head, if it means to
 SLICE = 1 << 16         # bytes of an answer that are made at a time
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
@@ -634,7 +639,7 @@ class TotalOutput:
                 self.forget(output)
 
     def delay(self, output, count):
-        """Return for how many seconds `count` bytes more have to wait, at most, for those who follow; 0 is not at all."""
+        """Return for how many seconds `count` bytes more wait for followers, at most; 0 is not at all."""
         now, excess = time.monotonic(), self.size + count - self.limit
         for other in self._kept if excess > 0 else ():
             excess -= other.spare
@@ -670,7 +675,8 @@ def give_memory_back():
 STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": ()}     # from a state, where it can go
 CANCELED = "canceled before it started"
 
-# What Go calls the signals that end a process (its syscall package, linux/amd64).
+# The first server of this name was written in Go, and clients read its answers: exits, times and durations look like
+# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).
 SIGNAL_WORDS = dict(pair.split(": ") for pair in (
     "HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|ABRT: aborted|"
     "BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|SEGV: segmentation fault|"
@@ -964,8 +970,8 @@ class JobStore:
         """Give the job its id and keep it."""
         if self._script_bytes + len(job.script) > self.max_scripts:
             raise Error("insufficient storage", (
-                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE /jobs?state="
-                "complete, or start rtot with more --max-total" % (self._script_bytes, self.max_scripts)))
+                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE "
+                "/jobs?state=complete, or start rtot with more --max-total" % (self._script_bytes, self.max_scripts)))
         self._script_bytes += len(job.script)
         job.id = self._next_id
         self._next_id += 1
@@ -3059,8 +3065,9 @@ def parse_seconds(name, value):
 
 def parse_wait(name, value):
     """Return the seconds, FOREVER for the parameter alone, None for =false."""
-    return {b"": FOREVER, b"true": FOREVER, b"false": None}[value] if value in (b"", b"true", b"false") else (
-        parse_seconds(name, value))
+    if value in (b"", b"true"):
+        return FOREVER
+    return None if value == b"false" else parse_seconds(name, value)
 
 
 def whole_number(least, most):
