@@ -64,7 +64,7 @@ GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
 LOOK_AFTER = 0.1        # s between two looks at who is left to be killed, or has a terminal open again
 KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
-LOOK_AT_ALL_AFTER = 0.02        # s from a SIGCHLD to a look at all children, which costs 0.5 us a child
+LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, which costs 1 us a child
 MANY_SILENT = 100       # processes whose output has ended: no more are asked at each SIGCHLD whether they have exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
 WIDE_PIPE = 1 << 20     # bytes that a pipe is made to hold that was found full, the most without privileges (pipe(7))
@@ -1584,7 +1584,7 @@ class Runner:
         """SIGCHLD has come: find out who has exited, when this turn of the loop has read what they have printed.
 
         At once those are asked whose output has ended: nearly all who exit.  Signals that come together are one, and
-        the output of some is held by others, so a moment later all are asked: 0.5 ms with 1,000 of them.
+        the output of some is held by others, so a moment later all are asked: 1 ms with 1,000 of them.
         """
         self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
         self.loop.call_later(0, self._ask_silent)
