@@ -23,13 +23,18 @@ archive = __loader__.archive
 library = sys.modules["encodings"].__file__.rpartition("encodings")[0][:-1]
 sys.path[:] = [archive] + [path for path in sys.path if path.startswith(library) and not path.endswith("-packages")
                            or path.endswith("lib-dynload")]
-magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-if __loader__.get_data(archive + "/rtot.pyc")[:4] == magic:
-    import rtot
+rtot = sys.modules["rtot"] = type(sys)("rtot")
+rtot.__loader__ = __loader__
+code, name = __loader__.get_data(archive + "/rtot.pyc"), archive + "/rtot.py"
+own = code[:4] == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
+if own:             # import would take 2 ms more, and compile the source twice if the bytecode is another Python's
+    import marshal
+    code = marshal.loads(memoryview(code)[16 if sys.version_info >= (3, 7) else 12:])
 else:
-    # The bytecode is another Python's, and zipimport would compile the source twice.
-    rtot = sys.modules["rtot"] = type(sys)("rtot")
-    exec(compile(__loader__.get_data(archive + "/rtot.py"), archive + "/rtot.py", "exec", 0, True, 2), rtot.__dict__)
+    code = compile(__loader__.get_data(name), name, "exec", 0, True, 2)
+exec(code, rtot.__dict__)
+code = None
+if not own:
     rtot.give_memory_back()
 sys.exit(rtot.main())
 END
