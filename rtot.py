@@ -10,16 +10,17 @@ Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, s
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
 the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
 that is raised on the way is answered in Connection._serve_one.
-A job: App.again reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the rest
+A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the rest
 of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile Capture.read
 takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
 Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
 command line.  Where a change belongs:
-- a route: a line in ROUTES and a handler in App; a parameter: a line in PARAMETERS, and its name in ROUTES;
-- a field of a job: a line in VIEW, and a slot of Job if it is stored, or of Options if the client gives it;
-- a limit: an option in add_limits, which Service hands to its owner;
-- a way to end a job: Runner.cancel for a job in any state, Runner.end for the processes of one that runs.
+- a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
+- a parameter: a line in PARAMETERS, and its name in ROUTES; if it is an option of a job, also in Options and PLAIN;
+- a field of a job: a line in VIEW, and a slot of Job if it is stored;
+- a limit: an option in add_limits, which Service hands to whom it concerns;
+- a way to end a job: Runner.cancel for a job that is not complete, Runner.end for the processes of one that runs.
 """
 import sys
 PYTHON: "rtot needs Python 3.6 or newer" = (3, 6)      # noqa: F722  an older one shows this line as its syntax error
@@ -54,7 +55,7 @@ __version__ = "1.1.0"
 MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
-# What the first answer does not need is imported at the first authenticated request: it is 6.7 MB.  All at once, since
+# What GET /ping and the page do not need is imported at the first authenticated request: it is 6.7 MB.  All at once, since
 # later there may be no descriptor to import it with.
 LATER = ("codecs", "ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
          "termios", "traceback", "urllib.parse")
@@ -78,7 +79,7 @@ STEP = 0.003            # s that a task may run before it lets others run
 
 # Output.
 FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
-STEPS = 500             # pieces of an output, or jobs of a list, that are looked at in one go: some 2 ms
+BATCH = 500             # pieces of an output, or jobs of a list, that are looked at in one go: some 2 ms
 TRIM_SIZE = 16 * MIB    # bytes of output that were forgotten, after which malloc is asked to give its pages back
 TRIM_AFTER = 1.0        # s until it is asked, so that many deletions are one
 OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
@@ -387,7 +388,7 @@ class Loop:
                 self._call(self.current.step)
 
     def _call(self, function, *args, retry=False):
-        """Call it, and deal with what nobody foresaw, and with a lack of memory; return whether it did not fail."""
+        """Call it, and deal with what nobody foresaw, and with a lack of memory; return False for the first."""
         try:
             function(*args)
         except MemoryError:
@@ -438,7 +439,7 @@ class Output:
 
     @property
     def spare(self):
-        """The number of the oldest bytes that no owner has still to read, which reads the log."""
+        """How many of the oldest bytes may be dropped without a loss for an owner, which reads the log."""
         owned = [reader.offset for reader in self.readers if reader.is_owner and reader.waited_for]
         return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
 
@@ -459,6 +460,7 @@ class Output:
             self._starts.append(end[LOG])
         end[LOG] += len(data)
         end[stream] += len(data)
+        # For a mark too many, as many bytes go as it takes: in the end they free older marks.
         dropped = max(self.size - self.limit, MARK if marked and self._is_crowded(1) else 0)
         if dropped:
             self.drop(min(dropped, self.size))
@@ -473,11 +475,11 @@ class Output:
         return True
 
     def _is_crowded(self, part):
-        """Do the marks take more than that part of what the bytes may take, a half for 2?"""
-        return len(self._marks) * 8 > max(self.limit // part, STEPS * MARK)
+        """Do the marks take more memory than the limit divided by `part`?"""
+        return len(self._marks) * 8 > max(self.limit // part, BATCH * MARK)
 
-    def drops(self, count):
-        """Return how many bytes `count` more would push out, at most."""
+    def would_drop(self, count):
+        """Return how many bytes an append of `count` would push out, at most."""
         return max(self.size + count - self.limit, MARK if self._is_crowded(1) else 0)
 
     def drop(self, count):
@@ -497,7 +499,7 @@ class Output:
         if which == LOG or self.end[which] == self.end[LOG]:    # all that was printed is in this stream
             return self._slice(offset, limit)
         parts = []
-        while limit > 0 and offset < self.end[which] and len(parts) < STEPS:
+        while limit > 0 and offset < self.end[which] and len(parts) < BATCH:
             position, size, _ = self._piece(which, offset)
             parts.append(self._slice(position, min(size, limit)))
             offset += len(parts[-1])
@@ -586,8 +588,8 @@ class Reader:
         if self.output.consumed:
             self.output.consumed.notify_all()
 
-    def needs(self, dropped):
-        """Does the job have to wait, rather than drop so many bytes, since it has not read them?"""
+    def would_lose(self, dropped):
+        """Would a drop of so many bytes take what this reader has still to read, and is waited for?"""
         output, which = self.output, self.which
         return (dropped > 0 and self.waited_for and not self.has_lost
                 and self.offset < min(output.end[which], output.start[which] + dropped))
@@ -645,8 +647,8 @@ class TotalOutput:
             excess -= other.spare
             if excess <= 0:
                 break
-        dropped = max(output.drops(count), count if excess > 0 else 0)
-        delays = [reader.check_pace(now) for reader in output.readers if reader.needs(dropped)]
+        dropped = max(output.would_drop(count), count if excess > 0 else 0)
+        delays = [reader.check_pace(now) for reader in output.readers if reader.would_lose(dropped)]
         if excess > 0 and any(reader.is_owner and reader.waited_for for reader in output.readers):
             delays.append(LOOK_AFTER)       # until another owner has read
         return min((delay for delay in delays if delay > 0), default=0)
@@ -886,7 +888,7 @@ VIEW = {      # a job's fields in JSON, in this order
 }
 ALWAYS = frozenset("href id exit state held timed_out dropped".split())
 LEFT_OUT_WHEN_EMPTY = frozenset("out err exit".split())
-SHOWN_WHEN_ASKED = frozenset("held timed_out dropped".split())      # or when they are not false or 0
+LEFT_OUT_UNLESS_ASKED = frozenset("held timed_out dropped".split())      # or when they are not false or 0
 DEFAULT_FIELDS = tuple("href id out err exit state start complete create".split())
 TEXT_FIELDS = tuple("id state exit duration label line".split())
 
@@ -894,7 +896,7 @@ TEXT_FIELDS = tuple("id state exit duration label line".split())
 @functools.lru_cache(maxsize=64)
 def shown(fields):
     """Return (name, view, whether to leave it out when it is empty) of what is to be shown of a job."""
-    return [(name, view, name in LEFT_OUT_WHEN_EMPTY or name in SHOWN_WHEN_ASKED and name not in fields)
+    return [(name, view, name in LEFT_OUT_WHEN_EMPTY or name in LEFT_OUT_UNLESS_ASKED and name not in fields)
             for name, view in VIEW.items() if name in fields or name in ALWAYS]
 
 
@@ -1179,7 +1181,7 @@ class Workspace:
 # ---------------------------------------------------------------------------------------------- runner
 
 # Variables for the server, which no job gets: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
-OURS = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES",
+SERVER_VARIABLES = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES",
         b"LISTEN_PIDFDID", b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC")
 
 # Can it be seen that a child has exited, without reaping it?  Not on macOS before Python 3.13, nor with PyPy.
@@ -1301,7 +1303,7 @@ class Spawner:
     def __init__(self, descriptors, nofile):
         self.descriptors, self.nofile = descriptors, nofile
         self._environ = {name: value for name, value in os.environb.items()
-                         if name and b"=" not in name and name not in OURS}     # posix_spawn takes no such name
+                         if name and b"=" not in name and name not in SERVER_VARIABLES}     # posix_spawn takes no such name
         self._environ[b"PWD"] = working_directory() or b"/"
         # 0.06 ms; Popen takes 0.13 ms, and before Python 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
         self._can_spawn = hasattr(os, "posix_spawn")
@@ -1400,6 +1402,10 @@ class Runner:
 
     `parallel` jobs run at a time, 0 is all; the others wait as `new`.  `on_complete` is called with each complete job,
     `say` with a line for the log.
+
+    What ends jobs: kill, for a client, signals at once and tells it whom it may not signal; cancel, for DELETE and a
+    client that was attached, leaves that to a task; so does a timeout; stop ends all, and waits; kill_all leaves no
+    grace.  All but a job that is new come to end(), which signals and sees to it that SIGKILL follows.
     """
 
     def __init__(self, loop, store, workspace, spawner, total, parallel, on_complete, say):
@@ -1452,7 +1458,7 @@ class Runner:
             await process.changed.wait_for(lambda: process.outcome)
             if timer:
                 self.loop.cancel(timer)
-            await self.capture.rest(process)
+            await self.capture.wait_for_end(process)
             self._explain(job, process.outcome[1])
             self._complete(job, *process.outcome, held=bool(process.pipes))
             await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
@@ -1715,7 +1721,7 @@ class Runner:
                 process.job.id, " ".join(map(str, foreign))))
 
     def cancel(self, job):
-        """End a job as by kill, if it is not complete, in a task of its own; one that is new is complete at once."""
+        """End a job that is not complete, as by kill, in a task of its own; one that is new is complete at once."""
         if job.state == "new":
             script = self._queue.pop(job, None)
             if script:                          # else it has a place, and run() removes it
@@ -1724,7 +1730,7 @@ class Runner:
         elif not job.is_complete():
             self.loop.spawn(self._end_and_report(self.process(job)))
 
-    async def forget(self, jobs):
+    async def end_or_release(self, jobs):
         """End those of the jobs that are not complete, and keep the output of none."""
         for job in jobs:
             if job.is_complete():
@@ -1834,7 +1840,7 @@ class Capture:
                 count = self.read(process, fd)
                 most -= count
 
-    async def rest(self, process):
+    async def wait_for_end(self, process):
         """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it.
 
         That time does not count while a follower holds back what the script itself has left in its pipes.
@@ -2133,7 +2139,7 @@ class Body:
         buffer, end = self.client.buffer, -1
         while end < 0:
             end = buffer.find(b"\n")
-            if max(end, len(buffer) if end < 0 else 0) > MAX_LINE:
+            if (len(buffer) if end < 0 else end) > MAX_LINE:
                 raise malformed("a chunk's line is too long")
             if end < 0:
                 await self._receive()
@@ -2171,12 +2177,12 @@ class Pieces:
 
 
 def gather(pieces):
-    """Yield the same bytes in blocks of SLICE or more, or of STEPS pieces."""
+    """Yield the same bytes in blocks of SLICE or more, or of BATCH pieces."""
     parts, size = [], 0
     for piece in pieces:
         parts.append(piece)
         size += len(piece)
-        if size >= SLICE or len(parts) >= STEPS:
+        if size >= SLICE or len(parts) >= BATCH:
             yield b"".join(parts)
             parts, size = [], 0
     if parts:
@@ -2304,7 +2310,7 @@ class Connection(socketserver.BaseRequestHandler):
                 response = Response.of_error(error)
             except MemoryError:
                 self.loop.relieve()
-                response = Response.of_error(Error("service unavailable", "memory is short: try again"))
+                response = Response.of_error(Error("service unavailable", "memory is short: see GET /jobs before you try again"))
             except Exception:
                 self.loop.report(*sys.exc_info())
                 response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
@@ -2410,7 +2416,7 @@ class Connection(socketserver.BaseRequestHandler):
         self.waiting_since, self.is_known = None, True
 
     async def attend(self, coroutine):
-        """Await it; ClientGone if that has to wait, and the client has closed its side or does so meanwhile."""
+        """Await it; if that has to wait, a client that has closed its side, or does so meanwhile, ends it by ClientGone."""
         self._attended = True
         if self.at_end:
             self.task.throw(ClientGone())
@@ -2423,7 +2429,7 @@ class Connection(socketserver.BaseRequestHandler):
     async def pause(self, seconds):
         """Wait for some time, or until the client has closed its side."""
         until = time.monotonic() + seconds
-        timer = self.loop.call_later(seconds, lambda: self.task.wake())
+        timer = self.loop.call_later(seconds, self.task.wake)
         while not self.at_end and time.monotonic() < until:
             await self._ready()
         self.loop.cancel(timer)
@@ -2450,7 +2456,7 @@ class Connection(socketserver.BaseRequestHandler):
         buffer, lines = self.buffer, 0
         while True:
             check_size(buffer, len(buffer))
-            if not re.match(b"\r?$|" + TOKEN + b"|$", buffer):
+            if not re.match(b"\r?$|" + TOKEN, buffer):
                 raise malformed("this is no HTTP request; rtot speaks HTTP/1.1 here, and http://, not https://")
             if buffer.count(b"\n") != buffer.count(b"\r\n"):
                 raise malformed("a line has to end with CR LF, and one ended with LF alone")
@@ -2675,7 +2681,7 @@ class Server(socketserver.TCPServer):
                 number = getattr(error, "errno", errno.ENOMEM)
                 if number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     self._make_room() or number == errno.ENOMEM and self.loop.relieve()
-                    self.loop.watch(self.fileno(), 0, None)         # what waits stays readable: the loop would spin
+                    self.loop.unwatch(self.fileno())        # what waits stays readable: the loop would spin
                     self.loop.call_later(0.1, self.start)
                 return                      # or the client is gone already
 
@@ -3079,9 +3085,10 @@ def whole_number(least, most):
 
 
 def parse_size_of(name, value):
-    if not size_in_bytes(readable(value)):
+    size = size_in_bytes(readable(value))
+    if not size:
         raise bad("%s is a size like 4096, 64K, 16M or 1G, not %r", name, readable(value))
-    return size_in_bytes(readable(value))
+    return size
 
 
 def parse_env(name, value):
@@ -3102,9 +3109,10 @@ def parse_fields(name, value):
 
 
 def parse_state(name, value):
-    if readable(value) not in ("",) + tuple(STATES):
-        raise bad("there is no state %r; there are: %s", readable(value), " ".join(STATES))
-    return readable(value)
+    state = readable(value)
+    if state and state not in STATES:
+        raise bad("there is no state %r; there are: %s", state, " ".join(STATES))
+    return state
 
 
 def parse_signal(name, value):
@@ -3129,7 +3137,10 @@ PARAMETERS = {
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`."""
+    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`.
+
+    It is the same dict for the same query, so nobody may change it.
+    """
     given = {}
     for name, value in query:
         if name not in known.split():
@@ -3170,12 +3181,14 @@ def new_options(given, old, most_output):
     for name in ("rows", "cols"):
         if name in given and not tty:
             raise bad("%s is for a job with a terminal: give tty too", name)
-    changes = {name: given[name] for name in ("cwd", "timeout", "label", "stdin", "max_output") if name in given}
-    changes.update((field, tuple(given[name])) for name, field in (("arg", "args"), ("env", "env")) if name in given)
-    return old._replace(tty=(given.get("rows", size[0]), given.get("cols", size[1])) if tty else None, **changes)
+    changes = {field: given[name] for field, name in [("args", "arg")] + [(name, name) for name in Options._fields]
+               if name in given}
+    changes.update({name: tuple(changes[name]) for name in ("args", "env") if name in changes})
+    changes["tty"] = (given.get("rows", size[0]), given.get("cols", size[1])) if tty else None
+    return old._replace(**changes)
 
 
-def check_ways(given):
+def check_wait_and_follow(given):
     """Raise an Error for wait, follow, attach and fail that do not go together."""
     wait, follow = given.get("wait"), given.get("follow")
     if follow and wait is not None:
@@ -3230,6 +3243,7 @@ class OutputBody:
         return b""
 
     def trailers(self):
+        """Return how the job has ended, and that nothing was dropped since the answer began."""
         return [("Rtot-Exit", str(self.job.exit_code)), ("Rtot-Dropped", "0")] if self.follows else ()
 
     def close(self):
@@ -3249,7 +3263,7 @@ class JsonLog(OutputBody):
 
     def take(self, end):
         lines, size = [], 0
-        while len(lines) < STEPS and size < min(SLICE, end - self.reader.offset):
+        while len(lines) < BATCH and size < min(SLICE, end - self.reader.offset):
             offset = self.reader.offset + size
             stream, ms, data = self.job.output.read_piece(offset, min(SLICE, end - offset))
             decoder = self._decoders[stream]
@@ -3312,7 +3326,7 @@ class App:
             return page()
         await self._authorize(request)
         (_, _, handler, known, takes_body), number = find_route(request.method, request.path)
-        job = () if number is None else (self._job(number),)
+        job = () if number is None else (self._find_job(number),)
         given = parse_parameters(request.query, known)
         for name in CONDITIONS.intersection(headers) if not reads else ():
             raise bad("rtot knows no conditions, and would ignore the header %s: leave it out", name.decode("ascii"))
@@ -3345,7 +3359,7 @@ class App:
             self.last_used = time.monotonic()
         import_rest()
 
-    def _job(self, text):
+    def _find_job(self, text):
         """Return the job of that number, or the last."""
         if text == "last":
             job = next(iter(self.store.select(last=1)), None)
@@ -3392,11 +3406,14 @@ class App:
     async def create(self, request, given):
         if request.length == 0 and b"content-length" not in request.headers:
             raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
-        return await self.again(request, given, None)
+        return await self._new_job(request, given, None)
 
-    async def again(self, request, given, old):
+    async def again(self, request, given, job):
+        return await self._new_job(request, given, job)
+
+    async def _new_job(self, request, given, old):
         """Make a job of the body and the parameters, or else of the script and the options of the old job, if any."""
-        check_ways(given)
+        check_wait_and_follow(given)
         options = new_options(given, old.options if old else PLAIN, self.max_output)
         script = await self._script(request, old)
         if self.is_stopping:
@@ -3415,7 +3432,7 @@ class App:
             response = Response(201, body, TEXT, headers + [UNBUFFERED])
         else:
             await self._wait(request, given, job, on_gone)
-            response = self._one(given, job, 201, 201 if given.get("wait") is None else 202, headers)
+            response = self._answer_job(given, job, 201, 201 if given.get("wait") is None else 202, headers)
         response.job = job.id
         return response
 
@@ -3448,20 +3465,20 @@ class App:
                 on_gone(job)
             raise
 
-    def _one(self, given, job, complete, running, headers):
-        """Return the job, with the status for one that is complete or not, or has failed if that is asked for."""
+    def _answer_job(self, given, job, complete, running, headers):
+        """Answer with the job, and the status for one that is complete or not, or has failed if that is asked for."""
         status = complete if job.is_complete() else running
-        return self._jobs(424 if given.get("fail") and job.has_failed() else status, given, [job], headers)
+        return self._answer_jobs(424 if given.get("fail") and job.has_failed() else status, given, [job], headers)
 
     @staticmethod
-    def _jobs(status, given, jobs, headers=()):
-        """Return the jobs as JSON, or as text if that is asked for."""
+    def _answer_jobs(status, given, jobs, headers=()):
+        """Answer with the jobs as JSON, or as text if that is asked for."""
         write, content_type = (jobs_text, TEXT) if given.get("text") else (jobs_json, JSON)
         return Response.of_pieces(status, write(jobs, shown_fields(given)), content_type, headers)
 
     async def list(self, request, given):
         jobs = self.store.select(given.get("state") or None, given.get("label") or None, given.get("last"))
-        return self._jobs(200, given, jobs)
+        return self._answer_jobs(200, given, jobs)
 
     async def delete_all(self, request, given):
         for name, value in given.items():
@@ -3470,17 +3487,17 @@ class App:
         jobs = self.store.select(given.get("state"), given.get("label"))
         for job in jobs:
             self.store.remove(job)
-        await self.runner.forget(jobs)
+        await self.runner.end_or_release(jobs)
         return Response(204)
 
     async def get(self, request, given, job):
-        check_ways(given)
+        check_wait_and_follow(given)
         await self._wait(request, given, job)
-        return self._one(given, job, 200, 202, [("Location", job.href)])
+        return self._answer_job(given, job, 200, 202, [("Location", job.href)])
 
     async def delete(self, request, given, job):
         self.store.remove(job)
-        await self.runner.forget([job])
+        await self.runner.end_or_release([job])
         return Response(204)
 
     async def script(self, request, given, job):
@@ -3522,7 +3539,7 @@ class App:
     async def _output(self, request, given, job, which):
         """Answer with what the job has printed: all, from the byte that Range names, or the last lines.
 
-        206 tells that bytes before the first are missing: they were dropped, or Range did not ask for them.
+        206 tells that bytes before the first may be missing: they were dropped, or Range did not ask for them.
         """
         follow, output = given.get("follow", False), job.output
         first = self._range(request) if which != LOG else None
@@ -3678,14 +3695,13 @@ class Log:
         """See what standard error is now, and open it again so that writing to it never waits."""
         if self._fd != 2:
             os.close(self._fd)
-        self._fd, self._may_block = 2, False
+        self._fd, self._may_block = 2, os.isatty(2)     # a terminal may say that it takes more, and then wait
         if stat.S_ISREG(os.fstat(2).st_mode):
             return
         try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
             self._fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError:     # a socket, or no /proc
             self._may_block = True
-        self._may_block = self._may_block or os.isatty(2)       # a terminal may say that it takes more, and then wait
 
     def open(self):
         """Return a descriptor of the file; OSError if it can't be written."""

@@ -211,6 +211,7 @@ class DirectoryTest(Case):
         server = self.own_server()
         server.run("true")
         (directory,) = server.leftovers()
+        wait_until(lambda: not server.scripts())
         os.rmdir(os.path.join(server.tmp, directory))
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
 
