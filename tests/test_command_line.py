@@ -91,6 +91,30 @@ class OptionTest(Case):
                      "RTOT_LOG_FORMAT", "curl -H 'Rtot-Secret: secret'", "?wait", "?follow"):
             self.assertIn(word, out)
 
+    @need("curl")
+    def test_the_commands_of_help_work_as_pasted(self):
+        out = run("--help")[1]
+        options = re.search("with rtot started by: (.*)\n", out).group(1)
+        server = self.own_server(*options.replace("8457", "0").split(), address=None, secret=None)
+
+        def paste(command):
+            process = subprocess.Popen(["sh", "-c", command.replace("8457", str(server.port))], cwd=server.tmp,
+                                       stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            said = process.communicate(timeout=support.LIMIT)[0]
+            self.assertEqual(process.returncode, 0, command)
+            return said
+        follow, wait, last = re.findall("(?m)^  (curl .*)$", out)
+        self.assertEqual(paste(follow), b"wat is happening\n")
+        (job,) = json.loads(paste(wait).decode("utf-8"))["jobs"]
+        self.assertEqual((job["state"], job["exit"]), ("complete", "exit status 3"))
+        self.assertEqual(json.loads(paste(last).decode("utf-8"))["jobs"], [job])
+        page = re.search(r"In a browser, http://127\.0\.0\.1:8457(/\S*)", out).group(1)
+        self.assertIn(b"<title>", server.get(page, headers={"Accept": "text/html"}, secret=False).body)
+        method, end = re.search(r"\b([A-Z]+) http://127\.0\.0\.1:8457(/\S*)\s", out).groups()
+        server.secret = "secret"
+        self.assertEqual(server.request(method, end).status, 204)
+        self.assertEqual(server.process.wait(support.LIMIT), 0)
+
     def test_help_tells_the_defaults(self):
         out = " ".join(run("--help")[1].split())
         for option, default in (("--head-timeout", "10"), ("--body-timeout", "30"), ("--idle-timeout", "75"),
@@ -291,6 +315,33 @@ class AddressTest(Case):
             self.assertEqual(second.get("/").status, 200)
             self.assertTrue(os.path.exists(path))
 
+    def test_a_stale_unix_socket_is_replaced_under_a_lock(self):
+        """Of two servers that found it stale, the second removed the socket of the first, or found that stale, too."""
+        for step in ("os.unlink", "os.remove", "socket.socket.listen"):
+            before = ("import os, socket, time\n"
+                      "real, path, deadline = %s, os.environ['TMPDIR'] + '/', time.monotonic() + 60\n"
+                      "def pause(*args, **more):\n"
+                      "    open(path + 'paused', 'w').close()\n"
+                      "    while not os.path.exists(path + 'go') and time.monotonic() < deadline: time.sleep(0.005)\n"
+                      "    return real(*args, **more)\n"
+                      "%s = pause" % (step, step))
+            with self.subTest(step=step), tempfile.TemporaryDirectory() as directory:
+                address = os.path.join(directory, "socket")
+                with contextlib.closing(socket.socket(socket.AF_UNIX)) as stale:
+                    stale.bind(address)
+                first = UnixServer(address="unix:" + address, program=patched(before=before))
+                self.addCleanup(first.close)
+                paused = os.path.join(first.tmp, "paused")
+                wait_until(lambda: os.path.exists(paused) or "listens on" in first.log())
+                if os.path.exists(paused):      # else it takes no such step
+                    second = UnixServer(address="unix:" + address)
+                    self.addCleanup(second.close)
+                    waits = re.compile(r"(?m)-> FLOCK .* %d " % second.pid)
+                    wait_until(lambda: waits.search(read_text("/proc/locks")) or "listens on" in second.log())
+                    open(os.path.join(first.tmp, "go"), "w").close()
+                    self.assertEqual(second.process.wait(support.LIMIT), 1)
+                self.assertEqual(first.ready().get("/").status, 200)
+
     def test_of_two_servers_that_replace_a_stale_unix_socket_one_serves(self):
         with tempfile.TemporaryDirectory() as directory:
             path = os.path.join(directory, "socket")
@@ -481,8 +532,14 @@ class LogTest(Case):
             wait_until(lambda: server.log().count("\n") == count)
         for line, begin in zip(server.log().split("\n")[1:], ('/a\n"\\a', "/bbb")):
             value = json.loads(line)
-            self.assertEqual((value["path"][:len(begin)], value["status"]), (begin, 401))
+            self.assertEqual((value["path"][:len(begin)], value["status"], value["cut"]), (begin, 401, True))
             self.assertLess(len(line), 4100)
+
+    def test_a_line_of_text_that_is_cut_says_so(self):
+        server = self.own_server()
+        server.get("/" + "b" * 20000, secret=False)
+        wait_until(lambda: server.log().count("\n") == 2)
+        self.assertRegex(server.log().split("\n")[1], r"^.{100,4100}bbb\.\.\.$")
 
     def test_has_a_line_for_a_client_that_disconnects_before_the_answer(self):
         for form, expected in (("text", r" POST /jobs - - [0-9.]+.?s\n"), ("json", '"path": "/jobs", "status": null, "bytes": null')):

@@ -10,6 +10,7 @@ import time
 import unittest
 
 import support
+import rtot
 from support import (AUTH, SECRET, ServerCase, in_parallel, patched, read_answer, read_text, split_answer, wait_until)
 
 PING = b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -143,6 +144,11 @@ class HeaderTest(HttpCase):
     def test_a_secret_that_is_given_twice_is_refused(self):
         self.assertRefused(b"GET / HTTP/1.1\r\nHost: x\r\nRtot-Secret: a\r\nRtot-Secret: swordfish\r\n\r\n")
         self.assertRefused(b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\nAuthorization: Bearer swordfish\r\n\r\n")
+
+    def test_a_line_end_in_a_header_of_an_answer_is_refused(self):
+        for value in ("a\r\nSet-Cookie: x", "a\nb", "a\r"):
+            response = rtot.Response(200, b"", headers=[("Location", value)])
+            self.assertRaises(ValueError, rtot.response_head, None, response, False)
 
     def test_every_answer_names_the_version_and_forbids_sniffing_and_storing(self):
         for path in ("/ping", "/nothing", "/jobs/abc"):

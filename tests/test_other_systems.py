@@ -1,10 +1,11 @@
 """Other systems: what a system or a Python may lack is removed, and rtot still runs, captures, feeds, signals and ends jobs."""
 import os
 import socket
+import sys
 import unittest
 
 import support
-from support import Case, Follower, Server, in_background, in_parallel, need, patched
+from support import AUTH, Case, Follower, Server, in_background, in_parallel, need, patched, wait_until
 
 NAMES = {           # attributes that are removed before rtot is imported, as regular expressions by module
     "waitid": {"os": "waitid|P_ALL|P_PID|P_PGID|P_PIDFD|WNOWAIT|WEXITED|WSTOPPED|WCONTINUED|CLD_.*"},
@@ -34,6 +35,44 @@ MOUNTS = {
     "/dev/shm": DEV % "rmdir shm",
     "/proc and most of /dev": DEV % "rm fd null zero full random urandom; rmdir shm" + "; mount -t tmpfs none /proc",
 }
+
+
+# What another system does otherwise, before rtot is imported.
+TERMINAL = """import os, sys
+sys.platform = "freebsd14"      # whose terminals control nobody until TIOCSCTTY
+if hasattr(os, "posix_spawn"):
+    spawn = os.posix_spawn
+    def spawn_as_bsd(*args, file_actions=(), **more):
+        actions = [action[:3] + (action[3] | os.O_NOCTTY, action[4]) if action[0] == os.POSIX_SPAWN_OPEN else action
+                   for action in file_actions]
+        return spawn(*args, file_actions=actions, **more)
+    os.posix_spawn = spawn_as_bsd
+"""
+EXIT_CODES = """import os, types
+waitid = os.waitid
+def waitid_of_bsd(*args):       # where it gives all 32 bits of what exit(3) was called with
+    info = waitid(*args)
+    if info is None or info.si_code != os.CLD_EXITED: return info
+    return types.SimpleNamespace(si_pid=info.si_pid, si_uid=info.si_uid, si_signo=info.si_signo, si_code=info.si_code,
+                                 si_status=info.si_status + %d)
+os.waitid = waitid_of_bsd
+"""
+V6ONLY = """import errno, socket
+setsockopt = socket.socket.setsockopt
+def setsockopt_of_openbsd(self, level, name, value):
+    if (level, name, value) == (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0):
+        raise OSError(errno.EINVAL, "Invalid argument")
+    return setsockopt(self, level, name, value)
+socket.socket.setsockopt = setsockopt_of_openbsd
+"""
+TIMEVAL = """import errno, socket
+setsockopt = socket.socket.setsockopt
+def setsockopt_of_another_size(self, level, name, value):
+    if level == socket.SOL_SOCKET and name in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+        raise OSError(errno.EDOM, "Numerical argument out of domain")
+    return setsockopt(self, level, name, value)
+socket.socket.setsockopt = setsockopt_of_another_size
+"""
 
 
 def without(names):
@@ -71,6 +110,13 @@ class OtherSystemsTest(Case):
         self.assertEqual(server.post("/jobs/%d/stdin?eof" % number).status, 204)
         self.assertEqual(follower.finish(), b"one\ntwo\n")
         self.assertRegex(server.run("test -t 0 && stty size; echo hi >/dev/tty", "tty&rows=40&cols=132")["out"], "^40 132\r\nhi\r\n$")
+        request = b"POST /jobs?wait&attach&label=attached HTTP/1.1\r\n%bContent-Length: 8\r\n\r\nsleep 99" % AUTH
+        with server.send(request):
+            pid = wait_until(lambda: server.get("/jobs?state=running&label=attached&fields=pid").jobs)[0]["pid"]
+        self.assertGone(pid)            # its client has hung up
+        # Not bash: if it finds no /dev/tty, it opens the terminal itself, and so gets it on Linux.
+        script = "#!%s -IS\nwith open('/dev/tty', 'w') as tty:\n    tty.write('hi\\n')\n" % sys.executable
+        self.assertEqual(server.run(script, "tty")["out"], "hi\r\n")
         number = server.start_running("echo ready; sleep 99")
         pid = server.job(number)["pid"]
         self.assertEqual(server.delete("/jobs/%d" % number).status, 204)
@@ -112,6 +158,17 @@ class OtherSystemsTest(Case):
         self.assertEqual(server.delete("/").status, 204)
         self.assertEqual(server.process.wait(support.LIMIT), 0)
 
+    def test_runs_where_calls_do_otherwise(self):
+        cases = (("a terminal that controls by being opened", TERMINAL), ("exit codes of 8 bits", EXIT_CODES % 256),
+                 ("exit codes over 0", EXIT_CODES % -256), ("IPv4 by way of IPv6", V6ONLY),
+                 ("the size of a timeval", TIMEVAL))
+        self.check([(name, {"program": patched(before=before)}) for name, before in cases])
+
+    def test_listens_on_ipv4_alone_where_ipv6_sockets_take_no_ipv4(self):
+        server = self.own_server(address=":0", program=patched(before=V6ONLY))
+        self.assertIn("listens on http://0.0.0.0:%d/" % server.port, server.log())
+        self.assertEqual(server.get("/ping").status, 200)
+
     @need("unshare", "mount")
     @unittest.skipIf(os.geteuid(), "needs root, for mounts")
     def test_runs_without_files_that_a_system_may_lack(self):
@@ -134,6 +191,15 @@ class OtherSystemsTest(Case):
         self.assertFalse(os.path.exists("/proc/%d/fd/7" % pid))
         self.assertEqual(server.post("/jobs/%d/kill?grace=0.2" % job["id"]).status, 204)
         self.assertGone(pid)
+
+    @need("unshare", "mount")
+    @unittest.skipIf(os.geteuid(), "needs root, for mounts")
+    def test_jobs_inherit_no_descriptor_where_dev_fd_does_not_list_them(self):
+        for name in ("/dev/fd", "a /dev/fd that is alive"):
+            wrapper = ["unshare", "-m", "sh", "-c", 'exec 7</etc/passwd\n%s\nexec "$@"' % MOUNTS[name], "sh"]
+            out = self.own_server(wrapper=wrapper).run("ls -l /proc/self/fd /proc/$$/fd")["out"]
+            self.assertIn(" 0 -> ", out)
+            self.assertNotIn("passwd", out, name)
 
     @need("pypy3")
     def test_runs_on_pypy(self):

@@ -83,7 +83,7 @@ class BoundTest(unittest.TestCase):
             tracemalloc.start()
             output = Output(1 << 30)
             for number in range(50000):
-                output.append(number & 1 if alternate else OUT, bytes(line))
+                output.append(number & 1 if alternate else OUT, bytes(bytearray(line)))     # a copy
             used = tracemalloc.get_traced_memory()[0]
             tracemalloc.stop()
             self.assertLess(used, 2 * output.end[LOG], "alternate: %s" % alternate)

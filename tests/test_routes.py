@@ -1,4 +1,5 @@
 """The routes: what each answers, and what it refuses."""
+import contextlib
 import json
 import os
 import random
@@ -10,7 +11,8 @@ import time
 
 import support
 import rtot
-from support import AUTH, SECRET, Follower, ServerCase, in_background, in_parallel, is_alive, split_answer, wait_until
+from support import (AUTH, SECRET, Follower, ServerCase, in_background, in_parallel, is_alive, patched, split_answer,
+                     wait_until)
 
 GO_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*[1-9])? \+0000 UTC$"
 ZERO = "0001-01-01 00:00:00 +0000 UTC"
@@ -458,6 +460,18 @@ class BodyTest(ServerCase):
             raw = self.server.raw(b"DELETE /jobs HTTP/1.1\r\n%b%b\r\n\r\n%b" % (AUTH, headers, body), end=True)
             self.assertEqual(split_answer(raw)[0], 400, (headers, body))
         self.assertEqual(self.server.get("/jobs/%d" % number).status, 200)
+
+    def test_a_header_that_would_spare_something_is_refused(self):
+        number = self.server.start_running("echo ready; exec sleep 99", "stdin")
+        for method, path in (("DELETE", "/jobs"), ("DELETE", "/jobs/%d" % number), ("DELETE", "/"),
+                             ("POST", "/jobs/%d/kill" % number), ("POST", "/jobs/%d/stdin?eof" % number)):
+            for name, value in (("If-Match", '"x"'), ("If-None-Match", "*"), ("Range", "bytes=1-2"),
+                                ("X-HTTP-Method-Override", "GET"),
+                                ("If-Unmodified-Since", "Sat, 29 Oct 1994 19:43:31 GMT")):
+                answer = self.server.request(method, path, headers={name: value})
+                self.assertError(answer, 400, "(?i)" + name)
+        self.assertEqual(self.server.job(number)["state"], "running")
+        self.server.delete("/jobs/%d" % number)
 
     def test_an_empty_body_is_none(self):
         number = self.server.start("sleep 99")
@@ -923,6 +937,16 @@ class Counter(threading.Thread):
         return self.count, self.error
 
 
+# Before rtot is imported: the kernel keeps little of what the server sends.
+SMALL_BUFFERS = """import socket
+accept = socket.socket.accept
+def accept_with_a_small_buffer(self):
+    connection, address = accept(self)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return connection, address
+socket.socket.accept = accept_with_a_small_buffer"""
+
+
 class CutOffTest(ServerCase):
     """A stream has no silent hole: the job waits for the client that started it, or the connection is broken."""
     options = ("--max-output", "256K")
@@ -962,6 +986,50 @@ class CutOffTest(ServerCase):
         owners = [Counter(server, b"POST /jobs?follow HTTP/1.0\r\n%bContent-Length: %d\r\n\r\n%b"
                           % (AUTH, len(script), script), rate=6e6) for _ in range(3)]
         self.assertEqual([owner.end() for owner in owners], [(9000000, None)] * 3)
+
+    def owner(self, server, script):
+        """Start a job by POST /jobs?follow from a client with a small buffer; return the connection and the number."""
+        connection = socket.socket()
+        self.addCleanup(connection.close)
+        connection.settimeout(support.LIMIT)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(b"POST /jobs?follow HTTP/1.1\r\n%bConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (
+            AUTH, len(script), script))
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(1)
+        return connection, int(re.search(b"Location: /jobs/([0-9]+)", head).group(1))
+
+    def test_a_client_that_started_a_job_and_reads_nothing_is_cut_off_and_the_job_goes_on(self):
+        server = self.own_server(*self.options, program=patched("rtot.OWNER_PATIENCE = 0.3", SMALL_BUFFERS))
+        connection, number = self.owner(server, b"head -c 2000000 /dev/zero | tr '\\0' x; exit 3")
+        job = server.job(number, "wait&fields=exit_code,out_bytes,duration")
+        self.assertEqual((job["exit_code"], job["out_bytes"]), (3, 2000000))
+        self.assertGreater(job["duration"], 0.25)       # for so long it was waited for
+        self.assertCutOff(connection, True)
+
+    def test_a_client_that_started_a_job_and_reads_a_little_all_the_time_gets_every_byte(self):
+        """It may take as long as it likes, unlike other followers, whose patience is far shorter here."""
+        patience = 0.4      # s
+        after = "rtot.OWNER_PATIENCE, rtot.PATIENCE = %s, 0.02" % patience
+        server = self.own_server("--max-output", "16K", program=patched(after, SMALL_BUFFERS))
+        for _ in range(10):
+            connection, number = self.owner(server, b"head -c 1000000 /dev/zero | tr '\\0' x; exit 3")
+            began = last = time.monotonic()
+            data, parts, longest = b"-", [], 0
+            with contextlib.suppress(ConnectionResetError):
+                while data:
+                    data = connection.recv(1500 if last - began < 3 * patience else 65536)
+                    parts.append(data)
+                    if last - began < 3 * patience:
+                        time.sleep(0.005)       # how slow this client is
+                    longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            if longest < patience / 2:          # else this client was held up itself
+                body, _, trailers = b"".join(parts).partition(b"\r\n0\r\n")
+                self.assertEqual((body.count(b"x"), trailers[:14]), (1000000, b"Rtot-Exit: 3\r\n"))
+                self.assertGreater(last - began, 2 * patience)
+                return
 
     def test_a_stream_that_has_lost_output_is_cut_off(self):
         number = self.server.start("read go; head -c 30000000 /dev/zero; read end", "stdin")

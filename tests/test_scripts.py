@@ -262,6 +262,16 @@ class StorageTest(Case):
         self.assertEqual(server.get("/jobs").jobs, [])
 
     @need("unshare", "mount")
+    @unittest.skipIf(os.geteuid() or not os.path.isdir("/dev/shm"), "needs root, for namespaces, and /dev/shm")
+    def test_scripts_run_in_shared_memory_where_nothing_else_can_be_written(self):
+        with open(support.SOURCE, "rb") as source:
+            mounts = ('for d in /tmp /var/tmp /usr/tmp; do test -d $d && mount -t tmpfs -o ro none $d; done\n'
+                      'mount -t tmpfs none /dev/shm; exec "$@"')
+            server = self.own_server(wrapper=["unshare", "-m", "sh", "-c", mounts, "sh"], cwd="/proc", program=["-"],
+                                     stdin=source)
+        self.assertRegex(server.run('echo "$0"')["out"], "^/dev/shm/")
+
+    @need("unshare", "mount")
     @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
     def test_scripts_run_where_the_temporary_directory_is_mounted_noexec(self):
         server = self.own_server(wrapper=["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o noexec none "$TMPDIR" && exec "$@"', "sh"])
