@@ -210,6 +210,7 @@ class DirectoryTest(Case):
     def test_makes_its_directory_again_when_the_temporary_directory_was_cleaned(self):
         server = self.own_server()
         server.run("true")
+        wait_until(lambda: not server.scripts(), "the removal of the script")       # which comes after the answer
         (directory,) = server.leftovers()
         wait_until(lambda: not server.scripts())
         os.rmdir(os.path.join(server.tmp, directory))
