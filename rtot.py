@@ -3883,10 +3883,10 @@ def cgroup_limits():
     except OSError:
         lines = ["0::/", "1:memory:/"]
     for line in lines:
-        _, controllers, path = (line + "::").split(":", 2)
+        controllers, _, path = line.partition(":")[2].partition(":")
         root, name = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
                       }.get(controllers, (None, None))
-        path = path[:-2].rstrip("/")
+        path = path.rstrip("/")
         while root:
             yield root + path + "/" + name
             if not path:
