@@ -10,8 +10,8 @@ Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, s
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
 the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
 that is raised on the way is answered in Connection._serve_one.
-A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the rest
-of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile Capture.read
+A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
+rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile Capture.read
 takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
 Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
@@ -55,8 +55,8 @@ __version__ = "1.1.0"
 MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
-# What GET /ping and the page do not need is imported at the first authenticated request: it is 6.7 MB.  All at once, since
-# later there may be no descriptor to import it with.
+# What GET /ping and the page do not need is imported at the first authenticated request: it is 6.7 MB.  All at once,
+# since later there may be no descriptor to import it with.
 LATER = ("codecs", "ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
          "termios", "traceback", "urllib.parse")
 
@@ -440,7 +440,7 @@ class Output:
     @property
     def spare(self):
         """How many of the oldest bytes may be dropped without a loss for an owner, which reads the log."""
-        owned = [reader.offset for reader in self.readers if reader.is_owner and reader.waited_for]
+        owned = [reader.offset for reader in self.readers if reader.owner and reader.waited_for]
         return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
 
     @property
@@ -561,16 +561,15 @@ class Output:
 class Reader:
     """The place of a follower in an output: the next byte that it reads is at `offset` of OUT, ERR or LOG.
 
-    Before bytes that it has not read would be dropped, the job waits for it while it reads `pace` bytes in `patience`
-    seconds; for an owner, the client that started the job, while it reads anything.
+    Before bytes that it has not read would be dropped, the job waits for it while it reads PACE bytes in PATIENCE
+    seconds.  `owner`, the Connection of the client that started the job or None, is waited for while it reads at all.
     """
 
-    __slots__ = ("output", "which", "offset", "is_owner", "pace", "patience", "waited_for", "since")
+    __slots__ = ("output", "which", "offset", "owner", "waited_for", "since")
 
-    def __init__(self, output, which, offset, owner=False):
-        self.output, self.which, self.offset, self.is_owner = output, which, offset, owner
-        self.pace, self.patience = (1, OWNER_PATIENCE) if owner else (PACE, PATIENCE)
-        self.waited_for, self.since = True, None    # (offset, time) when the job began to wait for it
+    def __init__(self, output, which, offset, owner=None):
+        self.output, self.which, self.offset, self.owner = output, which, offset, owner
+        self.waited_for, self.since = True, None    # (progress, time) when the job began to wait for it
         output.readers += (self,)
 
     def close(self):
@@ -595,10 +594,14 @@ class Reader:
                 and self.offset < min(output.end[which], output.start[which] + dropped))
 
     def check_pace(self, now):
-        """Return how many more seconds it is waited for; these begin again when it has read enough."""
-        if self.since is None or self.offset - self.since[0] >= self.pace:
-            self.since = self.offset, now
-        remaining = self.since[1] + self.patience - now
+        """Return how many more seconds it is waited for; these begin again when it has read enough.
+
+        The system may hold megabytes for an owner that reads slowly, so what it has passed on counts too.
+        """
+        progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
+        if self.since is None or progress != self.since[0]:
+            self.since = progress, now
+        remaining = self.since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
         self.waited_for = remaining > 0
         return remaining
 
@@ -649,7 +652,7 @@ class TotalOutput:
                 break
         dropped = max(output.would_drop(count), count if excess > 0 else 0)
         delays = [reader.check_pace(now) for reader in output.readers if reader.would_lose(dropped)]
-        if excess > 0 and any(reader.is_owner and reader.waited_for for reader in output.readers):
+        if excess > 0 and any(reader.owner and reader.waited_for for reader in output.readers):
             delays.append(LOOK_AFTER)       # until another owner has read
         return min((delay for delay in delays if delay > 0), default=0)
 
@@ -1303,7 +1306,8 @@ class Spawner:
     def __init__(self, descriptors, nofile):
         self.descriptors, self.nofile = descriptors, nofile
         self._environ = {name: value for name, value in os.environb.items()
-                         if name and b"=" not in name and name not in SERVER_VARIABLES}     # posix_spawn takes no such name
+                         if name and b"=" not in name       # posix_spawn takes no such name
+                         and name not in SERVER_VARIABLES}
         self._environ[b"PWD"] = working_directory() or b"/"
         # 0.06 ms; Popen takes 0.13 ms, and before Python 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
         self._can_spawn = hasattr(os, "posix_spawn")
@@ -2310,7 +2314,8 @@ class Connection(socketserver.BaseRequestHandler):
                 response = Response.of_error(error)
             except MemoryError:
                 self.loop.relieve()
-                response = Response.of_error(Error("service unavailable", "memory is short: see GET /jobs before you try again"))
+                response = Response.of_error(Error("service unavailable", (
+                    "memory is short: look at GET /jobs before you try again")))
             except Exception:
                 self.loop.report(*sys.exc_info())
                 response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
@@ -2411,12 +2416,22 @@ class Connection(socketserver.BaseRequestHandler):
 
     # For those who answer.
 
+    def unsent(self):
+        """Return how many bytes the system still holds for the client: TIOCOUTQ of tcp(7); 0 if it does not tell."""
+        import fcntl
+        import struct
+        import termios
+        try:
+            return struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+        except OSError:
+            return 0
+
     def admit(self):
         """Serve this request to its end, whoever comes: it has the secret."""
         self.waiting_since, self.is_known = None, True
 
     async def attend(self, coroutine):
-        """Await it; if that has to wait, a client that has closed its side, or does so meanwhile, ends it by ClientGone."""
+        """Await it; while that has to wait, ClientGone if the client has closed its side, or does so."""
         self._attended = True
         if self.at_end:
             self.task.throw(ClientGone())
@@ -2623,7 +2638,7 @@ class Server(socketserver.TCPServer):
         super().__init__(address, Connection)
 
     def server_bind(self):
-        if self.address_family == socket.AF_INET6:      # "::" means IPv4 too
+        if self.server_address[0] == "::":              # means IPv4 too
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if self.address_family != socket.AF_UNIX:
             super().server_bind()
@@ -3207,7 +3222,7 @@ class OutputBody:
     is called, if it is not None.
     """
 
-    def __init__(self, client, job, which, offset, follows=True, owner=False, on_gone=None):
+    def __init__(self, client, job, which, offset, follows=True, owner=None, on_gone=None):
         self.client, self.job, self.reader = client, job, Reader(job.output, which, offset, owner)
         self.follows, self.on_gone = follows, on_gone
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
@@ -3428,7 +3443,7 @@ class App:
         self.runner.submit(job, path)
         headers, on_gone = [("Location", job.href)], self.runner.cancel if given.get("attach") else None
         if given.get("follow"):
-            body = OutputBody(request.client, job, LOG, 0, owner=True, on_gone=on_gone)
+            body = OutputBody(request.client, job, LOG, 0, owner=request.client, on_gone=on_gone)
             response = Response(201, body, TEXT, headers + [UNBUFFERED])
         else:
             await self._wait(request, given, job, on_gone)
@@ -3743,9 +3758,11 @@ class Log:
                                    "seconds": round(seconds, 6)}, **({} if job is None else {"job": job})))
             return
         status, size = ("-" if value is None else value for value in (status, size))
-        self._write("%s %s %s %s %s %s %s%s" % (
-            self._now(), address, method, escape(path), status, size, span(seconds),
-            "" if job is None else " job %d" % job))
+        path = escape(path)
+        if len(path) > LOG_LINE // 2:
+            path = path[:LOG_LINE // 2] + "..."
+        self._write("%s %s %s %s %s %s %s%s" % (self._now(), address, method, path, status, size, span(seconds),
+                                                "" if job is None else " job %d" % job))
 
     def job_ended(self, job):
         """Note how a job ended."""
@@ -4129,10 +4146,10 @@ def notify_systemd(text):
             pass
 
 
-def self_destruct(path, log):
-    """Remove the file that we were started from, and the link to it, if it was one."""
-    for each in {path, os.path.realpath(path)} if os.path.islink(path) else {path}:
-        remove_ours(each, identity(each), log)
+def own_files():
+    """Return (path, identity) of the file that we were started from; of the link to it first, if it was one."""
+    paths = [sys.argv[0]] + ([os.path.realpath(sys.argv[0])] if os.path.islink(sys.argv[0]) else [])
+    return [(path, identity(path)) for path in paths]
 
 
 def announce(server, log, made):
@@ -4256,7 +4273,7 @@ class Service:
 
 def run(args, secret, ends_us, log):
     """Serve as the options say; CannotStart if that can't be."""
-    handed = handed_socket()
+    handed, files = handed_socket(), own_files() if args.self_destruct else ()
     detach = daemonize() if args.daemon else None
     pid_file = PidFile(args.pid_file) if args.pid_file else None
     try:
@@ -4271,8 +4288,8 @@ def run(args, secret, ends_us, log):
                 log.look_at_stderr()
             notify_systemd(b"READY=1")
             service.serve()
-        if args.self_destruct:
-            self_destruct(sys.argv[0], log)
+        for path, ours in files:
+            remove_ours(path, ours, log)
     finally:
         if pid_file:
             pid_file.remove(log)

@@ -169,6 +169,10 @@ class OtherSystemsTest(Case):
         self.assertIn("listens on http://0.0.0.0:%d/" % server.port, server.log())
         self.assertEqual(server.get("/ping").status, 200)
 
+    def test_listens_on_an_ipv6_address_where_ipv6_sockets_take_no_ipv4(self):
+        server = self.own_server(address="[::1]:0", program=patched(before=V6ONLY))
+        self.assertIn("listens on http://[::1]:%d/" % server.port, server.log())
+
     @need("unshare", "mount")
     @unittest.skipIf(os.geteuid(), "needs root, for mounts")
     def test_runs_without_files_that_a_system_may_lack(self):

@@ -1031,6 +1031,24 @@ class CutOffTest(ServerCase):
                 self.assertGreater(last - began, 2 * patience)
                 return
 
+    def test_a_client_that_started_a_job_gets_every_byte_though_the_kernel_takes_long_to_pass_on_what_it_holds(self):
+        """With 2.5 MB in the buffers of the sockets, rtot sees no progress of a slow reader for a long time."""
+        server = self.own_server(*self.options, program=patched("rtot.OWNER_PATIENCE = 0.4"))
+        size, parts, error = 12000000, [], None
+        script = b"head -c %d /dev/zero | tr '\\0' x" % size
+        request = b"POST /jobs?follow HTTP/1.0\r\n%bContent-Length: %d\r\n\r\n%b" % (AUTH, len(script), script)
+        with server.send(request) as owner:
+            began, data = time.monotonic(), b"-"
+            try:
+                while data:
+                    slow = time.monotonic() - began < 2
+                    data = owner.recv(8192 if slow else 1 << 18)        # 0.8 MB/s
+                    parts.append(data)
+                    time.sleep(0.01 if slow else 0)     # how slow this client is
+            except ConnectionResetError as reset:
+                error = reset
+        self.assertEqual((len(b"".join(parts).partition(b"\r\n\r\n")[2]), error), (size, None))
+
     def test_a_stream_that_has_lost_output_is_cut_off(self):
         number = self.server.start("read go; head -c 30000000 /dev/zero; read end", "stdin")
         requests = [b"GET /jobs/%d/%b?follow HTTP/1.%d\r\n%bConnection: close\r\n\r\n" % (number, what, version, AUTH)
