@@ -11,8 +11,8 @@ A request: Server.accept makes a Connection.  Its task, Connection.serve, reads 
 the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
 that is raised on the way is answered in Connection._serve_one.
 A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
-rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile Capture.read
-takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
+rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile
+Capture.read takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
 Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
 command line.  Where a change belongs:
