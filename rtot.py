@@ -123,8 +123,9 @@ REASONS = {
 KINDS = {reason.lower(): status for status, reason in REASONS.items()}
 KINDS.update({"malformed request": 400, "invalid job number": 400, "not authorized": 401, "no such job": 404})
 # Those after which the connection closes, since it can't be told where the next request begins.
-CLOSING = frozenset(("malformed request", "not authorized", "request timeout", "content too large", "uri too long",
-                     "request header fields too large", "not implemented", "http version not supported"))
+CLOSING = frozenset(("malformed request", "not authorized", "request timeout", "length required", "content too large",
+                     "uri too long", "request header fields too large", "not implemented",
+                     "http version not supported"))
 
 
 class Error(Exception):
@@ -550,10 +551,10 @@ class Output:
                 begin, data = begin + lost, data[lost:]
             if wanted is None:
                 wanted = lines + data.endswith(b"\n")       # the one that ends the last line begins none
-            newlines = [match.end() for match in re.finditer(b"\n", data)]
-            if len(newlines) >= wanted:
-                return begin + newlines[-wanted]
-            wanted -= len(newlines)
+            count = data.count(b"\n")
+            if count >= wanted:
+                return begin + [match.end() for match in re.finditer(b"\n", data)][-wanted]
+            wanted -= count
             offset = begin
         return max(offset, self.start[which])
 
@@ -939,7 +940,8 @@ def jobs_json(jobs, fields):
     yield b"\n    }\n  ]\n}\n" if jobs else b'{\n  "jobs": []\n}\n'
 
 
-ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n"})
+def escape_separators(text):
+    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
 
 
 def jobs_text(jobs, fields):
@@ -951,11 +953,11 @@ def jobs_text(jobs, fields):
             line += separator
             if isinstance(value, Text):
                 for text in value.decode():
-                    yield (line + text.translate(ESCAPES)).encode("utf-8", "replace")
+                    yield (line + escape_separators(text)).encode("utf-8", "replace")
                     line = ""
             elif value is not None:
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                line += text.translate(ESCAPES)
+                line += escape_separators(text)
             separator = "\t"
         yield (line + "\n").encode("utf-8", "replace")
 
@@ -1962,7 +1964,7 @@ AUTHORITY = b"(?:\\[[0-9A-Fa-f:.]+\\]|(?:[!$&-.0-9;=A-Z_a-z~]|%[0-9A-Fa-f]{2})*)
 HOST = re.compile(AUTHORITY)
 ABSOLUTE = b"(?i)https?://(?=[^:/?])" + AUTHORITY + b"(?=[/?]|$)"                      # RFC 9112, 3.2.2
 TARGET = re.compile(b"(/" + CHARACTER + b"*)(?:[?]((?:" + CHARACTER + b"|[?])*))?")     # RFC 9112, 3.2.1
-HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)\r$")      # RFC 9112, 5; no obs-fold
+HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):([^\x00-\x08\x0a-\x1f\x7f]*)\r$")      # RFC 9112, 5; no obs-fold
 QUOTED = br'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'        # RFC 9110, 5.6.4
 CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?:" + TOKEN + b"|" + QUOTED
                    + b"))?)*")                                                  # RFC 9112, 7.1 and 7.1.1
@@ -1974,7 +1976,7 @@ JSON, TEXT, HTML, JSON_LINES = ("%s; charset=utf-8" % kind for kind in (
 
 
 class Request:
-    """What a client asked for: `path` as text, `query` as pairs of a name as text and a value as bytes, both decoded.
+    """What a client asked for: `path` as text, decoded; `query` as bytes, as it came.
 
     `headers` are bytes by lower-case name; `version` is 10 or 11; `length` that of the body in bytes, None for a
     chunked one.  `client` is the Connection, for those who wait.
@@ -1985,12 +1987,6 @@ class Request:
     def __init__(self, client, head):
         self.method, self.path, self.query, self.version, self.headers, self.length = head
         self.client, self.body = client, Body(client, self)
-
-
-def parse_query(query):
-    """Return the pairs of a query.  parse_qsl splits at ";" too, before 3.6.14 and 3.9.2."""
-    pairs = (pair.partition(b"=") for pair in query.replace(b"+", b" ").split(b"&") if pair)
-    return tuple((readable(unquote(name)), unquote(value)) for name, _, value in pairs)
 
 
 def unquote(data):
@@ -2034,7 +2030,7 @@ def parse_head(head, complete=True):
     if not HOST.fullmatch(headers.get(b"host", b"" if minor == b"0" or not complete else b" ")):
         raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
     version = 10 if minor == b"0" else 11
-    return method.decode("ascii"), path, parse_query(query), version, headers, body_length(headers, version)
+    return method.decode("ascii"), path, query, version, headers, body_length(headers, version)
 
 
 parse_small_head = functools.lru_cache(maxsize=128)(parse_head)      # clients send the same again and again
@@ -2061,7 +2057,7 @@ def parse_headers(fields):
         raise malformed("a header has to be like: Name: value, without a fold or a control character")
     headers = {}
     for name, value in found:
-        name, value = name.lower(), value.rstrip(b" \t")
+        name, value = name.lower(), value.strip(b" \t")
         if name in headers:
             if name in ONCE:
                 raise malformed("there may be one %s header" % name.decode("ascii"))
@@ -2329,6 +2325,7 @@ class Connection(socketserver.BaseRequestHandler):
         if not keep:
             await self._linger()
             return False
+        request.body.timeout = self.server.limits.body
         try:
             while not request.body.ended:       # of a request that was refused
                 await request.body.read()
@@ -2488,7 +2485,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _may_keep(self, request, response):
         """May another request follow?  Not where the end of this answer is told by closing."""
-        options = request.headers.get(b"connection", b"").lower().replace(b" ", b"").split(b",")
+        options = request.headers.get(b"connection", b"").lower().replace(b" ", b"").replace(b"\t", b"").split(b",")
         if request.version == 10 and (b"keep-alive" not in options or response.length is None):
             return False
         body = request.body         # a large one that nobody read is not worth the connection
@@ -2619,7 +2616,9 @@ class Server(socketserver.TCPServer):
             super().__init__(None, Connection, bind_and_activate=False)
             self.socket.close()
             self.socket, self.address_family = address, address.family
-            self.server_address = address.getsockname()
+            name = self.server_address = address.getsockname()
+            if isinstance(name, bytes):     # in the abstract namespace of unix(7)
+                self.server_address = "@" + os.fsdecode(name[1:])
         elif address[1] is None:
             self.address_family = socket.AF_UNIX
             super().__init__(address[0], Connection)
@@ -3152,12 +3151,14 @@ PARAMETERS = {
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`.
+    """Return the values of a query, in bytes, by name: a list for those that are REPEATABLE; an Error for what is not `known`.
 
     It is the same dict for the same query, so nobody may change it.
     """
     given = {}
-    for name, value in query:
+    for pair in filter(None, query.replace(b"+", b" ").split(b"&")):       # parse_qsl splits at ";" too, before 3.6.14
+        name, _, value = pair.partition(b"=")
+        name, value = readable(unquote(name)), unquote(value)
         if name not in known.split():
             raise bad("there is no parameter %r here; there are: %s", name, known or "none")
         if name in given and name not in REPEATABLE:
@@ -3208,6 +3209,8 @@ def check_wait_and_follow(given):
     wait, follow = given.get("wait"), given.get("follow")
     if follow and wait is not None:
         raise bad("wait answers when the job is complete, follow as it goes: give one of them")
+    if follow and ("text" in given or "fields" in given):
+        raise bad("follow answers with what the job prints: leave text and fields out")
     if given.get("attach") and not follow and wait is None:
         raise bad("attach ends the job when this client disconnects: give wait or follow too")
     if given.get("fail") and wait is None:
@@ -3634,6 +3637,8 @@ def find_route(method, path):
     """Return (a row of ROUTES, the number of a job as text or None)."""
     parts = path.split("/")
     if len(parts) > 2 and not parts[-1]:
+        if method == "DELETE":
+            raise bad("DELETE %s would be for all, as with a variable that is empty: leave the last slash out", path)
         parts.pop()             # /jobs/ is /jobs
     number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
     key = "/".join(parts if number is None else parts[:2] + ["{id}"] + parts[3:])
@@ -3643,7 +3648,8 @@ def find_route(method, path):
     route = methods.get("GET" if method == "HEAD" else method)
     if route is None:
         allowed = ", ".join(sorted(methods) + (["HEAD"] if "GET" in methods else []))
-        raise Error("method not allowed", "%s takes %s" % (path, allowed), [("Allow", allowed)])
+        raise Error("method not allowed", "%s takes %s, not %s" % (path, allowed or "no request", method),
+                    [("Allow", allowed)])
     return route, number
 
 
@@ -3720,7 +3726,7 @@ class Log:
 
     def open(self):
         """Return a descriptor of the file; OSError if it can't be written."""
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
 
     def go_to(self, fd):
         """Let standard error go to the file, from here on."""
@@ -3766,7 +3772,7 @@ class Log:
 
     def job_ended(self, job):
         """Note how a job ended."""
-        outcome = ("timed out, " if job.timed_out else "") + (job.exit or "ok")
+        outcome = ("timed out, " if job.timed_out else "") + " ".join(map(escape, (job.exit or "ok").split(" ")))
         if self.form == "json":
             self._write_json({"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
                               "seconds": round(job.duration, 6), "label": job.options.label})
@@ -3823,12 +3829,12 @@ class PidFile:
         self.path = path
         try:
             while True:
-                self.fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
                 fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(self.fd).st_nlink:
                     break
                 os.close(self.fd)       # who had it has removed it since we opened it
-            if not re.fullmatch(b"[0-9]*\n?", os.read(self.fd, 100)):
+            if not (stat.S_ISREG(os.fstat(self.fd).st_mode) and re.fullmatch(b"[0-9]*\n?", os.read(self.fd, 100))):
                 raise CannotStart("%s is no pid file: rtot would write over it, and remove it at the end" % path)
             try:
                 os.ftruncate(self.fd, 0)
@@ -4058,7 +4064,7 @@ def prepare_process(closes):
     while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
         fd = open_null()
     os.close(fd)
-    first = 3 + (int(os.environ.get("LISTEN_FDS") or 0) if os.environ.get("LISTEN_PID") == str(os.getpid()) else 0)
+    first = 4 if os.environ.get("LISTEN_PID") == str(os.getpid()) else 3        # see handed_socket
     for number in descriptors_from(3):
         try:
             os.close(number) if closes and number >= first else os.set_inheritable(number, False)
@@ -4130,6 +4136,8 @@ def handed_socket():
             family = probe.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_DOMAIN", 39)) if LINUX else probe.family
             if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                 raise CannotStart("the socket that was handed over does not listen: Accept=no is right for rtot")
+        if family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
+            raise CannotStart("the socket that was handed over is of another kind than TCP and Unix")
         return socket.socket(family, socket.SOCK_STREAM, fileno=3)
     except OSError as error:
         raise CannotStart("cannot use the socket that was handed over: %s" % error.strerror) from None
@@ -4261,7 +4269,7 @@ class Service:
         """Stop when for that long no job has run and no request with the secret has come."""
         idle_since = self.app.began
         while True:
-            if self.runner.is_busy:
+            if self.runner.is_busy or any(one.waiting_since is None for one in self.server.connections):
                 idle_since = time.monotonic()
             remaining = max(idle_since, self.app.last_used) + seconds - time.monotonic()
             if remaining <= 0:
@@ -4288,6 +4296,8 @@ def run(args, secret, ends_us, log):
                 log.look_at_stderr()
             notify_systemd(b"READY=1")
             service.serve()
+        for number in ends_us:          # a second one would end the end of the interpreter
+            signal.signal(number, signal.SIG_IGN)
         for path, ours in files:
             remove_ours(path, ours, log)
     finally:
