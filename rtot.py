@@ -3151,7 +3151,7 @@ PARAMETERS = {
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query, in bytes, by name: a list for those that are REPEATABLE; an Error for what is not `known`.
+    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`.
 
     It is the same dict for the same query, so nobody may change it.
     """

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 import support
@@ -413,6 +414,31 @@ class HandedSocketTest(Case):
                 self.assertEqual(server.process.wait(support.LIMIT), 1)
                 self.assertRegex(server.log(), "^rtot: .*%s.*\n$" % message)
 
+    def test_a_number_of_sockets_that_is_none_is_an_error_of_one_line(self):
+        with contextlib.closing(socket.socket()) as listener:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            more = hand_over(listener)
+            more["wrapper"] = [part.replace("LISTEN_FDS=1", "LISTEN_FDS=abc") for part in more["wrapper"]]
+            server = Server(**more)
+            self.addCleanup(server.close)
+            self.assertEqual(server.process.wait(support.LIMIT), 1)
+            self.assertRegex(server.log(), "^rtot: LISTEN_FDS is abc: rtot takes one socket\n$")
+
+    def test_serves_on_an_abstract_socket_of_systemd(self):
+        name = b"\0rtot-test-%d" % os.getpid()
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
+            listener.bind(name)
+            listener.listen()
+            server = Server(address=None, **hand_over(listener))
+            self.addCleanup(server.close)
+            wait_until(lambda: "listens on unix:@rtot-test-%d\n" % os.getpid() in server.log())
+            with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
+                client.connect(name)
+                client.sendall(b"GET /ping HTTP/1.0\r\n\r\n")
+                self.assertIn(b"200 OK", support.read_all(client))
+            self.assertEqual(server.stop(), 0)
+
     def test_variables_that_are_meant_for_another_process_are_ignored(self):
         server = self.own_server(env={"LISTEN_PID": "1", "LISTEN_FDS": "1"})
         self.assertEqual(server.get("/ping").status, 200)
@@ -556,6 +582,24 @@ class LogTest(Case):
                 connection.sendall(b"POST /jobs?wait HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nContent-Length: 8\r\n\r\nsleep 99")
                 wait_until(lambda: "running" in server.get("/jobs").body.decode())
             wait_until(lambda: re.search(expected, server.log()))
+
+    def test_what_a_script_names_is_escaped(self):
+        server = self.own_server()
+        server.run("#!/no/\x1b[31mx\rFAKE LINE\n")
+        wait_until(lambda: "job 0 complete" in server.log())
+        self.assertIn("job 0 complete: fork/exec /no/\\x1b[31mx\\rFAKE: no such file or directory after ", server.log())
+
+    def test_a_fifo_that_nobody_reads_is_refused(self):
+        directory = tempfile.mkdtemp(prefix="test-rtot-")
+        self.addCleanup(shutil.rmtree, directory)
+        path = os.path.join(directory, "fifo")
+        os.mkfifo(path)
+        for option, message in (("--log-file", "cannot write"), ("--pid-file", "is no pid file")):
+            server = Server(option, path)
+            self.addCleanup(server.close)
+            self.assertEqual(server.process.wait(support.LIMIT), 1)
+            self.assertRegex(server.log(), "(?m)^rtot: .*%s" % message)
+            self.assertTrue(os.path.exists(path))
 
     def test_goes_on_when_its_reader_is_gone(self):
         reading, writing = os.pipe()
@@ -878,6 +922,14 @@ class IdleExitTest(Case):
         server.start("sleep 2; touch %s/marker" % server.tmp)
         self.assertEqual(server.process.wait(support.LIMIT), 0)
         self.assertEqual(server.leftovers(), ["marker"])
+
+    def test_a_request_that_is_being_served_keeps_it(self):
+        server = self.own_server("--idle-exit", "1", "--max-output", "64M")
+        server.run("head -c 30000000 /dev/zero", fields="")
+        with server.send(b"GET /jobs/0/out HTTP/1.0\r\nRtot-Secret: swordfish\r\n\r\n") as client:
+            time.sleep(2.5)             # the subject: longer than the time after which it ends
+            self.assertEqual(len(support.read_all(client).partition(b"\r\n\r\n")[2]), 30000000)
+        self.assertEqual(server.process.wait(support.LIMIT), 0)
 
     def test_neither_ping_nor_a_background_process_keeps_it(self):
         server = self.own_server("--idle-exit", "1")

@@ -205,7 +205,8 @@ class CreateTest(ServerCase):
                 ("?stdin=2", "flag"), ("?wait&follow", "one of them"), ("?label=a&label=b", "once"),
                 ("?arg=a%00b", "NUL"), ("?fields=nope", "no field 'nope'.*href id out"), ("?tail=3", "no parameter 'tail'"),
                 ("?max_output=x", "size"), ("?max_output=0", "size"), ("?max_output=-1", "size"), ("?attach", "wait"),
-                ("?attach=2&wait", "flag"), ("?fail=2&wait", "flag"), ("?text=2", "flag")):
+                ("?attach=2&wait", "flag"), ("?fail=2&wait", "flag"), ("?text=2", "flag"),
+                ("?follow&text", "leave text and fields out"), ("?follow&fields=id", "leave text and fields out")):
             with self.subTest(path=path):
                 self.assertError(self.server.post("/jobs" + path, "touch %s/marker" % self.server.tmp), 400, message)
         self.assertError(self.server.post("/jobs", b""), 400, "script is empty")
@@ -470,6 +471,14 @@ class BodyTest(ServerCase):
                                 ("If-Unmodified-Since", "Sat, 29 Oct 1994 19:43:31 GMT")):
                 answer = self.server.request(method, path, headers={name: value})
                 self.assertError(answer, 400, "(?i)" + name)
+        self.assertEqual(self.server.job(number)["state"], "running")
+        self.server.delete("/jobs/%d" % number)
+
+    def test_an_empty_number_destroys_nothing(self):
+        """curl -X DELETE $jobs/$id deleted all jobs if the variable was empty."""
+        number = self.server.start("sleep 99")
+        for path in ("/jobs/", "//", "/jobs/%d/" % number):
+            self.assertError(self.server.delete(path), 400, "slash")
         self.assertEqual(self.server.job(number)["state"], "running")
         self.server.delete("/jobs/%d" % number)
 
