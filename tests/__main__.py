@@ -60,7 +60,7 @@ def run_all(waiting, jobs, verbose):
 def main():
     parser = argparse.ArgumentParser("python3 tests", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a file without test_ and .py: " + " ".join(names()))
-    parser.add_argument("-j", "--jobs", type=int, default=3, help="files that run at a time (default: 3)")
+    parser.add_argument("-j", "--jobs", type=int, default=4, help="files that run at a time (default: 4)")
     parser.add_argument("-v", "--verbose", action="store_true", help="show the output of all files")
     parser.add_argument("--no-skips", action="store_true", help="fail if a test was skipped")
     args = parser.parse_args()
