@@ -26,16 +26,17 @@ sys.path[:] = [archive] + [path for path in sys.path if path.startswith(library)
 rtot = sys.modules["rtot"] = type(sys)("rtot")
 rtot.__loader__ = __loader__
 code, name = __loader__.get_data(archive + "/rtot.pyc"), archive + "/rtot.py"
-own = code[:4] == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-if own:             # import would take 2 ms more, and compile the source twice if the bytecode is another Python's
-    import marshal
-    code = marshal.loads(memoryview(code)[16 if sys.version_info >= (3, 7) else 12:])
-else:
-    code = compile(__loader__.get_data(name), name, "exec", 0, True, 2)
-exec(code, rtot.__dict__)
-code = None
-if not own:
+if code[:4] == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER:
+    import marshal          # import would take 2 ms more
+    exec(marshal.loads(memoryview(code)[16 if sys.version_info >= (3, 7) else 12:]), rtot.__dict__)
+else:                       # another Python's: import would compile the source twice, and all at once takes 4 MB more
+    line = 0
+    for part in __loader__.get_data(name).split(b"\n# -----"):
+        exec(compile(b"\n" * line + b"#" + part, name, "exec", 0, True, 2), rtot.__dict__)
+        line += part.count(b"\n") + 1
+    part = None
     rtot.give_memory_back()
+code = None
 sys.exit(rtot.main())
 END
 PYTHONHASHSEED=0 "$python" -X no_debug_ranges - "$stage" <<'END'

@@ -71,18 +71,30 @@ class BuildTest(unittest.TestCase):
         self.assertEqual(said, "rtot %s\n" % rtot.__version__)
 
     def test_the_source_is_compiled_once_at_most(self):
-        code = ("import builtins, runpy, sys\nreal, count = builtins.compile, []\n"
+        code = ("import builtins, runpy, sys\nreal, sizes = builtins.compile, [0]\n"
                 "def counting(source, *args, **more):\n"
-                "    if len(source) > 20000: count.append(args[0])\n"
+                "    sizes.append(len(source.lstrip()))\n"
                 "    return real(source, *args, **more)\n"
-                "builtins.compile = counting\n"
                 "path = sys.argv[1]; sys.argv = [path, '--version']\n"
+                "builtins.compile = counting\n"
                 "try: runpy.run_path(path, run_name='__main__')\nexcept SystemExit: pass\n"
-                "print(len(count))")
+                "print(sum(sizes))")
         build(os.path.join(self.tmp, "own.pyz"))
-        for path, most in ((os.path.join(self.tmp, "own.pyz"), 0), (self.with_bytecode_of_another(), 1)):
+        whole = os.path.getsize(support.SOURCE)
+        for path, most in ((os.path.join(self.tmp, "own.pyz"), 10000), (self.with_bytecode_of_another(), whole + 10000)):
             said = subprocess.check_output([sys.executable, "-c", code, path], universal_newlines=True)
             self.assertLessEqual(int(said.split()[-1]), most, said)
+
+    def test_a_fault_is_told_with_its_line_whichever_python_built_it(self):
+        with open(support.SOURCE, encoding="utf-8") as file:
+            line = next(number for number, text in enumerate(file, 1) if text == "def parser():\n")
+        code = ("import runpy, sys\npath = sys.argv[1]; sys.argv = [path, '--version']\n"
+                "try: runpy.run_path(path, run_name='__main__')\nexcept SystemExit: pass\n"
+                "print(sys.modules['rtot'].parser.__code__.co_firstlineno)")
+        build(os.path.join(self.tmp, "own.pyz"))
+        for path in (os.path.join(self.tmp, "own.pyz"), self.with_bytecode_of_another()):
+            said = subprocess.check_output([sys.executable, "-c", code, path], universal_newlines=True)
+            self.assertEqual(int(said.split()[-1]), line)
 
     def test_an_old_python_is_told_in_a_line(self):
         build(self.path)
