@@ -1246,19 +1246,19 @@ class Sessions:
         return None if self._found is None else self._found.get(session, {})
 
     async def _read_all(self):
-        self._found, found = None, {}
+        sessions, found = {}, None
         try:
             if os.readlink("/proc/self") != str(os.getpid()):
                 raise FileNotFoundError
             for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
                 session, group = read_stat(pid)
-                found.setdefault(session, {})[pid] = group
+                sessions.setdefault(session, {})[pid] = group
                 await self.loop.breathe()
-            self._found = found
+            found = sessions
         except OSError:
             pass
         finally:
-            self._finished = self._begun
+            self._found, self._finished = found, self._begun
             self._read.notify_all()
 
 
@@ -3638,7 +3638,7 @@ def find_route(method, path):
     parts = path.split("/")
     if len(parts) > 2 and not parts[-1]:
         if method == "DELETE":
-            raise bad("DELETE %s would be for all, as with a variable that is empty: leave the last slash out", path)
+            raise bad("DELETE %s: leave the last slash out, or name a job behind it if a variable was empty", path)
         parts.pop()             # /jobs/ is /jobs
     number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
     key = "/".join(parts if number is None else parts[:2] + ["{id}"] + parts[3:])
@@ -3648,8 +3648,8 @@ def find_route(method, path):
     route = methods.get("GET" if method == "HEAD" else method)
     if route is None:
         allowed = ", ".join(sorted(methods) + (["HEAD"] if "GET" in methods else []))
-        raise Error("method not allowed", "%s takes %s, not %s" % (path, allowed or "no request", method),
-                    [("Allow", allowed)])
+        message = "%s takes %s, not %s" % (path, allowed, method) if allowed else "rtot has no use for %s" % method
+        raise Error("method not allowed", message, [("Allow", allowed)])
     return route, number
 
 
