@@ -88,8 +88,7 @@ PACE, PATIENCE = 4 * MIB, 0.25  # bytes in s that another follower has to read t
 # HTTP.
 BACKLOG = 1024
 ACCEPTS, TLS_ACCEPTS = 64, 4    # connections accepted in a turn of the loop; a TLS handshake takes 1 ms
-MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
-MAX_HEAD = 65536        # bytes of all headers
+MAX_LINE = 32768        # bytes of a request line, or of all headers; RFC 9112, 3 asks for 8000 at least
 MAX_HEADERS = 100
 MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted, so that its end is noticed
 HEAD_TIMEOUT = 10       # s for a whole head: a byte now and then does not prolong it
@@ -98,12 +97,15 @@ IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
 DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
-# Before it closes, rtot throws away what a client still sends, so many s and bytes of it: it would miss the answer.
-LINGER, LINGER_BYTES = 2.0, 16 * MIB
-KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30        # of one that has the secret, as long as it sends
+LINGER = 2.0            # s for which what a client still sends is thrown away before it closes: it would miss the answer
+KNOWN_LINGER = 60.0     # s for one that has the secret, as long as it sends
 PROMPT = 1.0            # s in which a new client sends its first head, if it means to
 SLICE = 1 << 16         # bytes of an answer that are made at a time
-KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
+# Of the listening socket, from which those of the clients inherit them.  A client that was cut off without a word is
+# noticed by probes, after 60 s, 6 times every 10 s: tcp(7) has 2 hours.
+SOCKET_OPTIONS = ((socket.IPPROTO_TCP, "TCP_NODELAY", 1), (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+                  (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60), (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
+                  (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6))
 LOG_LINE = 4000         # characters: a pipe takes PIPE_BUF bytes at once, or none (pipe(7))
 SWEEP_AFTER = 0.5       # s after the start
 
@@ -1958,7 +1960,7 @@ def close_input(loop, process):
 
 # Bytes over 0x7f, which RFC 3986 does not have, are let through: curl sends a label as it was typed.
 TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
-REQUEST_LINE = re.compile(b"(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])")
+REQUEST_LINE = re.compile(b"(?!PRI )(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])\r")
 CHARACTER = b"(?:[!$&-;=@-Z_a-z~\\[\\]\x80-\xff]|%[0-9A-Fa-f]{2})"        # of a path, and [] of a query: RFC 3986, 3.3
 AUTHORITY = b"(?:\\[[0-9A-Fa-f:.]+\\]|(?:[!$&-.0-9;=A-Z_a-z~]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"        # 3.2.2 and 3.2.3
 HOST = re.compile(AUTHORITY)
@@ -1967,10 +1969,11 @@ TARGET = re.compile(b"(/" + CHARACTER + b"*)(?:[?]((?:" + CHARACTER + b"|[?])*))
 HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):([^\x00-\x08\x0a-\x1f\x7f]*)\r$")      # RFC 9112, 5; no obs-fold
 QUOTED = br'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'        # RFC 9110, 5.6.4
 CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?:" + TOKEN + b"|" + QUOTED
-                   + b"))?)*")                                                  # RFC 9112, 7.1 and 7.1.1
+         + b"))?)*")                                                            # RFC 9112, 7.1 and 7.1.1
 ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"rtot-secret", b"authorization"))
 NO_TRAILER = ONCE | {b"content-encoding", b"content-type", b"content-range", b"trailer", b"expect", b"range"}
 TLS_HANDSHAKE = b"\x16"     # how TLS begins: the type of the first record (RFC 8446, 5.1)
+WANT_READ, WANT_WRITE = 2, 3        # errno of ssl.SSLWantReadError and SSLWantWriteError
 JSON, TEXT, HTML, JSON_LINES = ("%s; charset=utf-8" % kind for kind in (
     "application/json", "text/plain", "text/html", "application/x-ndjson"))
 
@@ -1998,22 +2001,32 @@ def unquote(data):
 
 
 def malformed(message):
-    """Return the error for what is not HTTP as RFC 9112 has it: nothing after it on the connection can be trusted."""
+    """Return the error for what is not HTTP as RFC 9112 has it."""
     return Error("malformed request", message)
 
 
-def parse_head(head, complete=True):
-    """Return what a Request is made of, from a request line and headers, with line ends; Error if it can't be served.
+def split_head(head):
+    """Return (match of the request line, header lines) of a head; an Error for one that is too large, or no HTTP.
 
-    An incomplete head is parsed too, so that what is wrong with it is told at once.
+    It need not be whole: the match is None while the first line has not ended.
     """
-    line, _, fields = head.partition(b"\r\n")
+    line, newline, fields = head.partition(b"\n")
+    if len(line) > MAX_LINE:
+        raise Error("uri too long", "the request line may have %d bytes: put data into the body" % MAX_LINE)
+    if len(fields) > MAX_LINE:
+        raise Error("request header fields too large", "all headers together may have %d bytes" % MAX_LINE)
     match = REQUEST_LINE.fullmatch(line)
-    if not match or match.group(1) == b"PRI":
+    if not match and (newline or not re.match(b"\r?$|" + TOKEN, line)):
         raise malformed("the first line has to be like: GET /jobs HTTP/1.1")
-    method, target, major, minor = match.groups()
-    if major != b"1":
+    if match and match.group(3) != b"1":
         raise Error("http version not supported", "rtot speaks HTTP/1.1 and HTTP/1.0")
+    return match, fields
+
+
+def parse_head(head):
+    """Return what a Request is made of, from a request line and headers, with line ends; Error if it can't be served."""
+    match, fields = split_head(head)
+    method, target, _, minor = match.groups()
     absolute = None if target.startswith(b"/") else re.match(ABSOLUTE, target)
     rest = target[absolute.end():] if absolute else target
     match = TARGET.fullmatch(rest if not absolute or rest.startswith(b"/") else b"/" + rest)
@@ -2026,10 +2039,9 @@ def parse_head(head, complete=True):
         path, query = readable(target), b""
     else:
         raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
-    headers = parse_headers(fields)
-    if not HOST.fullmatch(headers.get(b"host", b"" if minor == b"0" or not complete else b" ")):
+    version, headers = 10 if minor == b"0" else 11, parse_headers(fields)
+    if not HOST.fullmatch(headers.get(b"host", b"" if version == 10 else b" ")):
         raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
-    version = 10 if minor == b"0" else 11
     return method.decode("ascii"), path, query, version, headers, body_length(headers, version)
 
 
@@ -2039,23 +2051,24 @@ parse_small_head = functools.lru_cache(maxsize=128)(parse_head)      # clients s
 def body_length(headers, version):
     """Return the length of the body in bytes, None for a chunked one: RFC 9112, 6.3."""
     length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
-    if coding is not None and (length is not None or version == 10):
-        raise malformed("Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0")
-    if coding is not None and coding.lower() != b"chunked":
-        raise Error("not implemented", "the one transfer coding that rtot reads is chunked")
+    if coding is not None:
+        if length is not None or version == 10:
+            raise malformed("Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0")
+        if coding.lower() != b"chunked":
+            raise Error("not implemented", "the one transfer coding that rtot reads is chunked")
+        return None
     if length is not None and not re.fullmatch(b"0*[0-9]{1,18}", length):
         raise malformed("Content-Length has to be a decimal number of bytes")
-    return int(length or 0) if coding is None else None
+    return int(length or 0)
 
 
 def parse_headers(fields):
     """Return the values of header lines, by lower-case name."""
-    found, lines = HEADERS.findall(fields), fields.count(b"\n")
-    if lines > MAX_HEADERS or len(fields) > MAX_LINE and max(map(len, fields.split(b"\n"))) > MAX_LINE:
-        raise Error("request header fields too large", "there may be %d headers, of %d bytes" % (MAX_HEADERS, MAX_LINE))
+    found, lines, headers = HEADERS.findall(fields), fields.count(b"\n"), {}
+    if lines > MAX_HEADERS:
+        raise Error("request header fields too large", "there may be %d headers" % MAX_HEADERS)
     if len(found) != lines:
         raise malformed("a header has to be like: Name: value, without a fold or a control character")
-    headers = {}
     for name, value in found:
         name, value = name.lower(), value.strip(b" \t")
         if name in headers:
@@ -2066,26 +2079,17 @@ def parse_headers(fields):
     return headers
 
 
-def check_size(buffer, size):
-    """Raise an Error if a head of that many bytes, or more, is too large."""
-    first = buffer.find(b"\r\n", 0, size)
-    if (first if first >= 0 else size) > MAX_LINE:
-        raise Error("uri too long", "the request line may have %d bytes: put data into the body" % MAX_LINE)
-    if first >= 0 and size - first > MAX_HEAD:
-        raise Error("request header fields too large", "all headers together may have %d bytes" % MAX_HEAD)
-
-
 class Body:
     """The body of a request, decoded: RFC 9112, 6 and 7.
 
     `remaining` bytes of it, or of this chunk, are still to be read; `timeout`: s without a byte, None is no limit.
-    `is_held_back`: the client waits to be told to go on (100), which it is when somebody reads.
+    `_is_held_back`: the client waits to be told to go on (100), which it is when somebody reads.
     """
 
     def __init__(self, client, request):
-        self.client, self.length, self.remaining = client, request.length, request.length or 0
-        self.ended, self.timeout = request.length == 0, client.server.limits.body
-        self.is_held_back = request.headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
+        self.client, self.remaining, self.ended = client, request.length or 0, request.length == 0
+        self.timeout, self._is_chunked = client.server.limits.body, request.length is None
+        self._is_held_back = request.headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
 
     async def read(self):
         """Return the next bytes, at most SLICE, as soon as there are some; b"" at the end."""
@@ -2097,9 +2101,8 @@ class Body:
             await self._receive()
         data = self.client.take(min(self.remaining, SLICE))
         self.remaining -= len(data)
-        if not self.remaining and self.length is not None:
-            self.ended = True
-        elif not self.remaining and await self._line() != b"":
+        self.ended = not self.remaining and not self._is_chunked
+        if self._is_chunked and not self.remaining and await self._line():
             raise malformed("a chunk was not followed by CR LF")
         return data
 
@@ -2107,55 +2110,53 @@ class Body:
         """Return all of it; raise an Error over `limit` bytes, before they are read if that is known."""
         data = bytearray()
         while not self.ended:
+            if not self.remaining:
+                await self._begin_chunk()
             if len(data) + self.remaining > limit:
                 raise Error(kind, message)
-            if self.remaining:
-                data += await self.read()
-            else:
-                await self._begin_chunk()
+            data += await self.read()
         return bytes(data)
 
     async def _begin_chunk(self):
         match = re.fullmatch(CHUNK, await self._line())
         if not match:
             raise malformed("a chunk has to begin with its size in hexadecimal digits")
-        self.remaining = int(match.group(1), 16)
-        if not self.remaining:
-            await self._skip_trailers()
-        await self.client.loop.breathe()            # they may be tiny
-
-    async def _skip_trailers(self):
-        for _ in range(MAX_HEADERS + 1):
+        self.remaining, trailers = int(match.group(1), 16), b""
+        while not self.remaining and not self.ended:
             line = await self._line()
-            self.ended = line == b""
-            if self.ended:
-                return
-            if NO_TRAILER.intersection(parse_headers(line + b"\r\n")):
+            self.ended = not line
+            trailers += line + b"\r\n" if line else b""
+            if NO_TRAILER.intersection(parse_headers(trailers)):
                 raise malformed("a trailer can't frame the message, nor name its sender")
-        raise Error("request header fields too large", "there may be %d trailers" % MAX_HEADERS)
+        await self.client.loop.breathe()            # they may be tiny
 
     async def _line(self):
         """Return the next line without its CR LF."""
-        buffer, end = self.client.buffer, -1
-        while end < 0:
-            end = buffer.find(b"\n")
-            if (len(buffer) if end < 0 else end) > MAX_LINE:
-                raise malformed("a chunk's line is too long")
-            if end < 0:
-                await self._receive()
-        line = self.client.take(end + 1)
-        if line[-2:] != b"\r\n":
-            raise malformed("a line has to end with CR LF, and one ended with LF alone")
+        buffer = self.client.buffer
+        while b"\n" not in buffer and len(buffer) <= MAX_LINE:
+            await self._receive()
+        line = self.client.take(buffer.find(b"\n") + 1)
+        if len(line) > MAX_LINE or not line.endswith(b"\r\n"):
+            raise malformed("a line of a chunked body has to end with CR LF, within %d bytes" % MAX_LINE)
         return line[:-2]
 
     async def _receive(self):
-        if self.is_held_back:
-            self.is_held_back = False
+        if self._is_held_back:
+            self._is_held_back = False
             await self.client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        with Deadline(self.client.loop, self.timeout, Error("request timeout", "the body did not come in time")):
-            if not await self.client.receive():
-                raise malformed("the connection ended within the body of a request")
+        await self.client.receive(self.timeout, "body")
         await self.client.loop.breathe()
+
+
+def next_block(pieces):
+    """Return the next bytes of an iterator of bytes: SLICE or more, or BATCH pieces; b"" at the end."""
+    parts, size = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size >= SLICE or len(parts) >= BATCH:
+            break
+    return b"".join(parts)
 
 
 class Pieces:
@@ -2166,7 +2167,7 @@ class Pieces:
 
     async def read(self):
         """Return the next bytes, b"" at the end; ClientGone if it can't be reached."""
-        return next(self._iterator, b"")
+        return next_block(self._iterator)
 
     def trailers(self):
         """Return pairs that go out behind the end."""
@@ -2174,19 +2175,6 @@ class Pieces:
 
     def close(self):
         pass
-
-
-def gather(pieces):
-    """Yield the same bytes in blocks of SLICE or more, or of BATCH pieces."""
-    parts, size = [], 0
-    for piece in pieces:
-        parts.append(piece)
-        size += len(piece)
-        if size >= SLICE or len(parts) >= BATCH:
-            yield b"".join(parts)
-            parts, size = [], 0
-    if parts:
-        yield b"".join(parts)
 
 
 class Response:
@@ -2212,10 +2200,8 @@ class Response:
     @classmethod
     def of_pieces(cls, status, pieces, content_type, headers=()):
         """Answer with an iterator of bytes; what is large is made as it is sent, so that it is never held whole."""
-        blocks = gather(pieces)
-        first, second = next(blocks, b""), next(blocks, None)
-        body = first if second is None else Pieces(itertools.chain((first, second), blocks))
-        return cls(status, body, content_type, headers)
+        body, more = next_block(pieces), next_block(pieces)
+        return cls(status, Pieces(itertools.chain((body, more), pieces)) if more else body, content_type, headers)
 
     @classmethod
     def of_error(cls, error):
@@ -2252,28 +2238,35 @@ def response_head(request, response, keep):
     return (head + "\r\n").encode("latin-1")
 
 
+def refuse(client, why):
+    """Answer a client with 503 by its socket, if that takes no time."""
+    response = Response.of_error(Error("service unavailable", why, [("Retry-After", "1")]))
+    try:
+        client.send(response_head(None, response, keep=False) + response.body)
+    except OSError:
+        pass
+
+
 IN_USE = "all connections are in use: try again, or start rtot with more --max-connections"
 
 
 class Connection(socketserver.BaseRequestHandler):
-    """A client's connection.  `serve` is its life, a task, which alone reads and writes the socket.
+    """A client's connection.  `serve` is its life, a task, which alone writes to the socket.
 
     The socket stays watched while the task does something else, and what comes is taken into `buffer`: so the end of
-    the input, `at_end`, is noticed at once.
+    the input, `at_end`, is noticed at once.  What happens at the socket wakes the task, whatever it waits for.
     `waiting_since`: when it began to wait for a request, on the monotonic clock; None while one is served that came
-    with the secret.  While it waits it may be `evicted` to make room.  `is_fresh`: it has got no answer yet;
+    with the secret.  While it waits it may be evicted to make room.  `is_fresh`: it has got no answer yet;
     `is_known`: it has shown the secret once.
     """
 
     def setup(self):
         self.loop, self.socket = self.server.loop, self.request      # socketserver calls the socket a request
-        self.buffer, self.at_end = bytearray(), False
-        self.is_fresh, self.is_known, self.evicted, self.waiting_since = True, False, False, time.monotonic()
-        self._watched, self._writes, self._waits, self._attended = 0, False, False, False
-        self._tls = None        # False while hands are shaken: then the socket is ssl's to read
-        self.socket.setblocking(False)
-        self._fd = self.socket.fileno()
-        self._set_watch()
+        self.buffer, self.at_end, self._fd = bytearray(), False, self.socket.fileno()
+        self.is_fresh, self.is_known, self.waiting_since = True, False, time.monotonic()
+        self._tls, self._watched, self._attended = False, 0, False
+        self._recv = self._first_recv if self.server.tls else self.socket.recv
+        self._watch()
         self.server.connections.add(self)
 
     def handle(self):
@@ -2281,11 +2274,14 @@ class Connection(socketserver.BaseRequestHandler):
 
     async def serve(self):
         """Serve one request after the other, then close."""
+        limits, keep = self.server.limits, True
         try:
-            if self.server.tls:
-                await self._shake_hands()
-            while await self._serve_one():
+            while keep:
+                if not self.buffer:         # a handshake of TLS has the time of a head
+                    await self.receive(limits.head if self.server.tls and self.is_fresh else limits.idle)
+                keep = await self._serve_one()
                 await self.loop.breathe()               # the next may have come already
+            await self._linger()
         finally:
             self.loop.unwatch(self._fd)
             self.server.connections.discard(self)
@@ -2293,15 +2289,9 @@ class Connection(socketserver.BaseRequestHandler):
 
     async def _serve_one(self):
         """Serve a request; return whether another may follow."""
-        request = response = sent = None
-        self.waiting_since = began = time.monotonic()
+        began, request, response, sent = time.monotonic(), None, None, None
         try:
             try:
-                if not self.buffer:
-                    with Deadline(self.loop, self.server.limits.idle, ClientGone()):
-                        if not await self.receive():
-                            return False
-                    began = time.monotonic()
                 request = await self._read_head()
                 response = await self.server.app.answer(request)
             except Canceled:
@@ -2315,78 +2305,82 @@ class Connection(socketserver.BaseRequestHandler):
             except Exception:
                 self.loop.report(*sys.exc_info())
                 response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
-            keep = request is not None and self._may_keep(request, response)
+            keep = self._may_keep(request, response)
             self.is_fresh = False
             sent = await self._send_response(request, response, keep)
+            return keep
         finally:
+            self.waiting_since = time.monotonic()
             if request or response:
-                self.server.log.access(self.client_address[0], request, response, sent, time.monotonic() - began)
-        self.waiting_since = time.monotonic()
-        if not keep:
-            await self._linger()
-            return False
-        request.body.timeout = self.server.limits.body
-        try:
-            while not request.body.ended:       # of a request that was refused
-                await request.body.read()
-        except Error:
-            return False
-        return True
+                self.server.log.access(self.client_address[0], request, response, sent, self.waiting_since - began)
 
     # Bytes.
 
-    def _set_watch(self):
-        """Watch the socket for what is wanted now."""
-        reads = self._tls is False or not self.at_end and len(self.buffer) < MAX_BUFFER
-        wanted = READ * reads | WRITE * self._writes
+    def _watch(self, writes=0):
+        """Watch the socket for more to read if there is room, and for WRITE if so asked, until it has come."""
+        wanted = writes | READ * (not self.at_end and len(self.buffer) < MAX_BUFFER)
         if wanted != self._watched:
             self.loop.watch(self._fd, wanted, self._on_event)
             self._watched = wanted
 
     def _on_event(self, events):
-        if events & READ and self._tls is not False:
+        if events & WRITE:
+            self._watch()
+        if events & READ or self._tls:
             self._fill_buffer()
-        if self._waits:
-            self.task.wake()
+        self.task.wake()
+
+    def _first_recv(self, size):
+        """Receive from a client of whom nothing is known: begin TLS, but with one that speaks plain HTTP."""
+        if self.socket.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+            self.socket = self.server.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self._tls = True
+        self._recv = self.socket.recv       # which shakes hands
+        return self._recv(size)
 
     def _fill_buffer(self):
         """Take what has come into the buffer."""
         try:
-            data = self.socket.recv(READ_SIZE)
+            data = self._recv(READ_SIZE)
             while data and self._tls and self.socket.pending() and len(self.buffer) < MAX_BUFFER:
                 self.buffer += data         # the selector can't see what is decrypted already
-                data = self.socket.recv(READ_SIZE)
-        except self.server.blocked:
+                data = self._recv(READ_SIZE)
+        except self.server.blocked as error:
+            if error.errno == WANT_WRITE:
+                self._watch(WRITE)
             return
-        except OSError:
+        except OSError as error:
             data = None
-        if data:
-            self.buffer += data
-        else:
-            self.at_end = True
-            if data is None or self._attended:
-                self.task.throw(ClientGone())
+            if self._tls and self.is_fresh:
+                self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
+        self.buffer += data or b""
+        self.at_end = not data
+        if data is None or self.at_end and self._attended:
+            self.task.throw(ClientGone())
         if self.at_end or len(self.buffer) >= MAX_BUFFER:
-            self._set_watch()
+            self._watch(self._watched & WRITE)
 
-    async def _ready(self, error=None):
-        """Wait until the socket is ready: to be read, or if `error` says so, to be written."""
-        self._waits, self._writes = True, error is not None and not isinstance(error, self.server.wants_read)
-        self._set_watch()
-        try:
+    async def _ready(self, writes=0):
+        """Wait until something happens at the socket; for WRITE, until it can be written."""
+        self._watch(writes)
+        await self.loop.suspend()
+        while writes & self._watched:
             await self.loop.suspend()
-        finally:
-            self._waits = self._writes = False
-        self._set_watch()
 
-    async def receive(self):
-        """Wait until more has come into the buffer; return whether it has, and not the end."""
+    async def receive(self, seconds, part=None):
+        """Wait until more has come into the buffer, for some seconds at most, None is no limit.
+
+        If nothing comes: ClientGone, or an Error that names the part of a request that is missing.
+        """
         size = len(self.buffer)
-        if self._tls and not self.at_end:
-            self._fill_buffer()
-        while len(self.buffer) == size and not self.at_end:
-            await self._ready()
-        return len(self.buffer) > size
+        late = Error("request timeout", "the %s did not come in time" % part) if part else ClientGone()
+        with Deadline(self.loop, seconds, late):
+            if self._tls and not self.at_end:
+                self._fill_buffer()
+            while len(self.buffer) == size and not self.at_end:
+                await self._ready()
+        if len(self.buffer) == size:
+            raise malformed("the connection ended within the %s of a request" % part) if part else ClientGone()
 
     def take(self, size):
         """Return at most `size` bytes of what has come."""
@@ -2394,22 +2388,17 @@ class Connection(socketserver.BaseRequestHandler):
         del self.buffer[:size]
         return data
 
-    async def send(self, *parts):
-        """Send all of the parts; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
-        while parts:
+    async def send(self, data):
+        """Send all of the bytes; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
+        rest = memoryview(data)
+        while rest:
             try:
-                sent = self.socket.send(parts[0]) if self._tls or len(parts) == 1 else self.socket.sendmsg(parts)
+                rest = rest[self.socket.send(rest):]
             except self.server.blocked as error:
                 with Deadline(self.loop, SEND_TIMEOUT, ClientGone()):
-                    await self._ready(error)
-                continue
+                    await self._ready(0 if error.errno == WANT_READ else WRITE)
             except OSError:
                 raise ClientGone() from None
-            while parts and sent >= len(parts[0]):
-                sent -= len(parts[0])
-                parts = parts[1:]
-            if sent:
-                parts = (memoryview(parts[0])[sent:],) + parts[1:]
 
     # For those who answer.
 
@@ -2440,11 +2429,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     async def pause(self, seconds):
         """Wait for some time, or until the client has closed its side."""
-        until = time.monotonic() + seconds
-        timer = self.loop.call_later(seconds, self.task.wake)
-        while not self.at_end and time.monotonic() < until:
-            await self._ready()
-        self.loop.cancel(timer)
+        await Condition(self.loop).wait_for(lambda: self.at_end, seconds)       # whose end wakes the task
 
     # Heads and bodies.
 
@@ -2452,45 +2437,26 @@ class Connection(socketserver.BaseRequestHandler):
         """Read and parse a request line and headers; leave the body where it is."""
         if self.server.tls and not self._tls:
             raise malformed("rtot speaks TLS here: use https://")
-        if self.buffer.startswith(b"\r\n"):             # RFC 9112, 2.2: an empty line before a request is ignored
-            self.take(2)
-        end = self.buffer.find(b"\r\n\r\n")
-        if end < 0:
-            late = Error("request timeout", "the request did not come in time")
-            with Deadline(self.loop, self.server.limits.head, late):
-                end = await self._end_of_head()
-        check_size(self.buffer, end)
-        parse = parse_head if end > 1000 else parse_small_head
-        return Request(self, parse(self.take(end + 4)[:-2]))
-
-    async def _end_of_head(self):
-        """Return where the head ends; an Error for one that is known to be wrong before that."""
-        buffer, lines = self.buffer, 0
+        buffer, until = self.buffer, time.monotonic() + self.server.limits.head
         while True:
-            check_size(buffer, len(buffer))
-            if not re.match(b"\r?$|" + TOKEN, buffer):
-                raise malformed("this is no HTTP request; rtot speaks HTTP/1.1 here, and http://, not https://")
-            if buffer.count(b"\n") != buffer.count(b"\r\n"):
-                raise malformed("a line has to end with CR LF, and one ended with LF alone")
-            if buffer.count(b"\r\n") > lines:
-                lines = buffer.count(b"\r\n")
-                parse_head(bytes(buffer[:buffer.rfind(b"\n") + 1]), complete=False)
-            if not await self.receive():
-                raise malformed("the connection ended within the head of a request") if buffer else ClientGone()
-            if lines == 0 and buffer.startswith(b"\r\n"):
-                self.take(2)
-            end = buffer.find(b"\r\n\r\n")
-            if end >= 0:
-                return end
+            if buffer.startswith(b"\r\n"):      # RFC 9112, 2.2: an empty line before a request is ignored
+                del buffer[:2]
+            last = buffer.find(b"\n\r\n")
+            if last >= 0:
+                break
+            fields = split_head(bytes(buffer))[1]       # so that what is wrong is told at once
+            parse_headers(fields[:fields.rfind(b"\n") + 1])
+            await self.receive(until - time.monotonic(), "head" if buffer else None)
+        parse = parse_head if last > 1000 else parse_small_head
+        return Request(self, parse(self.take(last + 3)[:-2]))
 
     def _may_keep(self, request, response):
-        """May another request follow?  Not where the end of this answer is told by closing."""
-        options = request.headers.get(b"connection", b"").lower().replace(b" ", b"").replace(b"\t", b"").split(b",")
-        if request.version == 10 and (b"keep-alive" not in options or response.length is None):
+        """May another request follow?  Not behind a body that nobody has read, nor where closing ends this answer."""
+        if request is None or not request.body.ended or response.closes or self.server.app.is_stopping:
             return False
-        body = request.body         # a large one that nobody read is not worth the connection
-        unread = not body.ended and (body.is_held_back or body.length is None or body.remaining > SLICE)
-        return not (unread or response.closes or b"close" in options or self.server.app.is_stopping)
+        options = [option.strip() for option in request.headers.get(b"connection", b"").lower().split(b",")]
+        asked = request.version == 11 or b"keep-alive" in options and response.length is not None
+        return asked and b"close" not in options
 
     async def _send_response(self, request, response, keep):
         """Send the answer; return the bytes of its body."""
@@ -2505,17 +2471,16 @@ class Connection(socketserver.BaseRequestHandler):
         chunked, whole, sent = response.length is None and request.version == 11, False, 0
         try:
             await self.send(head)
-            while True:
+            while not whole:
                 data = await body.read()
-                if not data:
-                    break
-                await self.send(*((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,)))
-                sent += len(data)
+                whole, sent = not data, sent + len(data)
+                if chunked and data:
+                    data = b"%x\r\n%b\r\n" % (len(data), data)
+                elif chunked:
+                    trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
+                    data = ("0\r\n%s\r\n" % trailers).encode("latin-1")
+                await self.send(data)
                 await self.loop.breathe()
-            if chunked:
-                trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
-                await self.send(("0\r\n%s\r\n" % trailers).encode("latin-1"))
-            whole = True
         finally:
             body.close()
             if not whole and not chunked and response.length is None:       # or closing would seem its proper end
@@ -2524,7 +2489,6 @@ class Connection(socketserver.BaseRequestHandler):
 
     async def _linger(self):
         """Close so that the client gets the answer: a reset on unread data could overtake it (RFC 9112, 9.6)."""
-        seconds, remaining = (KNOWN_LINGER, KNOWN_LINGER_BYTES) if self.is_known else (LINGER, LINGER_BYTES)
         try:
             if self._tls:       # without its close_notify, a body that is ended by closing would seem cut off
                 self.socket.unwrap()
@@ -2534,40 +2498,18 @@ class Connection(socketserver.BaseRequestHandler):
             self.socket.shutdown(socket.SHUT_WR)
         except OSError:
             return
-        self._tls, until = None, time.monotonic() + seconds
-        while remaining > 0 and not self.evicted:
-            remaining -= len(self.buffer)
+        until = time.monotonic() + (KNOWN_LINGER if self.is_known else LINGER)
+        while time.monotonic() < until:
             self.buffer.clear()
-            with Deadline(self.loop, min(LINGER, until - time.monotonic()), ClientGone()):
-                if not await self.receive():
-                    return
-
-    async def _shake_hands(self):
-        """Begin TLS, in the time that a head may take; one who speaks plain HTTP gets an answer that says so."""
-        self._tls = False
-        with Deadline(self.loop, self.server.limits.head, ClientGone()):
-            while not self._tls:
-                try:
-                    if self.socket is self.request:
-                        if self.socket.recv(1, socket.MSG_PEEK) != TLS_HANDSHAKE:
-                            self._tls = None
-                            return
-                        self.socket = self.server.tls.wrap_socket(self.socket, server_side=True,
-                                                                  do_handshake_on_connect=False)
-                    self.socket.do_handshake()
-                    self._tls = True
-                except self.server.blocked as error:
-                    await self._ready(None if isinstance(error, BlockingIOError) else error)
-                except OSError as error:            # ssl.SSLError is one
-                    self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
-                    raise ClientGone() from error
+            await self.receive(min(LINGER, until - time.monotonic()))
+            await self.loop.breathe()
 
     def evict(self):
         """Close it to make room for another; one that has no answer yet gets a 503."""
-        self.evicted = True
-        error = Error("service unavailable", IN_USE, [("Retry-After", "1")])
-        error.closes = True
-        self.task.throw(error if self.is_fresh and not self.server.tls else ClientGone())
+        self.server.connections.discard(self)
+        if self.is_fresh and not self.server.tls:
+            refuse(self.socket, IN_USE)
+        self.task.throw(ClientGone())
 
 
 def identity(path):
@@ -2590,7 +2532,9 @@ def remove_ours(path, ours, log):
 
 def show_address(address):
     host, port = address[:2]
-    return "unix:" + host if port is None else "%s:%d" % ("[%s]" % host if ":" in host else host, port)
+    if port is None:        # bytes are of the abstract namespace of unix(7)
+        return "unix:" + os.fsdecode(host).replace("\0", "@", 1)
+    return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
 
 
 class Server(socketserver.TCPServer):
@@ -2607,18 +2551,14 @@ class Server(socketserver.TCPServer):
         `tls` is an ssl.SSLContext, or None.  OSError if it can't be.
         """
         self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
-        self.connections, self.blocked, self.wants_read = set(), BlockingIOError, ()
+        self.connections, self.blocked = set(), BlockingIOError
         if tls:
             import ssl
             self.blocked = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
-            self.wants_read = ssl.SSLWantReadError
         if isinstance(address, socket.socket):
             super().__init__(None, Connection, bind_and_activate=False)
             self.socket.close()
-            self.socket, self.address_family = address, address.family
-            name = self.server_address = address.getsockname()
-            if isinstance(name, bytes):     # in the abstract namespace of unix(7)
-                self.server_address = "@" + os.fsdecode(name[1:])
+            self.socket, self.address_family, self.server_address = address, address.family, address.getsockname()
         elif address[1] is None:
             self.address_family = socket.AF_UNIX
             super().__init__(address[0], Connection)
@@ -2630,6 +2570,9 @@ class Server(socketserver.TCPServer):
                     raise
                 self._bind("0.0.0.0", address[1])
         self.socket.setblocking(False)
+        for level, name, value in SOCKET_OPTIONS if self.address_family != socket.AF_UNIX else ():
+            if hasattr(socket, name):       # other systems have other names, or none
+                self.socket.setsockopt(level, getattr(socket, name), value)
 
     def _bind(self, host, port):
         name = host.encode("ascii" if re.fullmatch("[!-~]*", host) else "idna")     # that codec takes 2 ms to import
@@ -2647,7 +2590,6 @@ class Server(socketserver.TCPServer):
         import fcntl
         path = self.server_address
         lock = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
-        previous = os.umask(0o177)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
@@ -2656,9 +2598,9 @@ class Server(socketserver.TCPServer):
                         os.unlink(path)
             super().server_bind()
             self._made = path, identity(path)
+            os.chmod(path, 0o600)           # nobody could connect until now
             self.server_activate()          # before the lock goes: one that does not listen yet would seem stale
         finally:
-            os.umask(previous)
             os.close(lock)
 
     def server_close(self):
@@ -2701,17 +2643,9 @@ class Server(socketserver.TCPServer):
 
     def get_request(self):
         client, address = super().get_request()
-        if self.address_family == socket.AF_UNIX:
-            return client, ("unix", None)
-        try:
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)    # for one that is cut off without a word
-            for name, value in KEEPALIVE:
-                if hasattr(socket, name):           # other systems have other names, or none
-                    client.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        except OSError:                             # it is gone, which we will see (macOS)
-            pass
-        return client, (re.sub("^::ffff:", "", address[0]),) + address[1:]      # IPv4 by way of an IPv6 socket
+        client.setblocking(False)
+        name = "unix" if self.address_family == socket.AF_UNIX else address[0]
+        return client, (re.sub("^::ffff:", "", name),)      # IPv4 by way of an IPv6 socket
 
     def verify_request(self, client, address):
         """Is there room for one more?  Else answer 503, if that takes no time, as TLS would."""
@@ -2720,13 +2654,7 @@ class Server(socketserver.TCPServer):
         if not scarce and len(self.connections) < self.limits.connections or self._make_room():
             return True
         if not self.tls:
-            response = Response.of_error(Error("service unavailable", "no descriptor is left" if scarce else IN_USE,
-                                               [("Retry-After", "1")]))
-            client.setblocking(False)
-            try:
-                client.send(response_head(None, response, keep=False) + response.body)
-            except OSError:
-                pass
+            refuse(client, "no descriptor is left" if scarce else IN_USE)
         return False
 
     def _make_room(self):
@@ -2735,7 +2663,7 @@ class Server(socketserver.TCPServer):
         Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.
         """
         prompt = time.monotonic() - PROMPT
-        waiting = [one for one in self.connections if one.waiting_since is not None and not one.evicted]
+        waiting = [one for one in self.connections if one.waiting_since is not None]
         if waiting:
             min(waiting, key=lambda one: (1 if one.is_known else 2 * (one.is_fresh and one.waiting_since > prompt),
                                           one.waiting_since)).evict()

@@ -76,7 +76,7 @@ class RequestLineTest(HttpCase):
 
     def test_a_head_that_is_known_to_be_bad_is_answered_before_its_end(self):
         for data in (b"GET /ping HTTP/1.1\r\nHost: x\r\nName : x\r\n", b"GET /ping HTTP/1.1\r\nNo colon\r\n", b"rubbish\r\n",
-                     b"GET /ping HTTP/1.1\r\nHost: a b\r\n", b"GET /ping HTTP/1.1\r\nHost: x\r\nContent-Length: +5\r\n"):
+                     b"\r\nrubbish\r\n", b"GET /ping HTTP/1.1\r\nHost: x\r\nName: x\n", b"GET /ping HTTP/1.1\n"):
             with self.subTest(data=data):
                 self.assertRefused(data)
 
@@ -400,7 +400,8 @@ class SilentTest(ServerCase):
             self.assertEqual(read_answer(connection.makefile("rb"))[0], 401)
             wait_until(lambda: self.server.connections() == 0)
         with self.server.send(head) as connection, self.assertRaises(OSError):      # it sends as fast as it can
-            for _ in range(500):
+            deadline = time.monotonic() + support.LIMIT
+            while time.monotonic() < deadline:
                 connection.sendall(b"x" * (1 << 20))
         with self.server.send(head) as connection, self.assertRaises(OSError):      # a byte now and then
             deadline = time.monotonic() + support.LIMIT
