@@ -247,25 +247,6 @@ class Condition:
                 self.loop.cancel(timer)
 
 
-class Deadline:
-    """`with Deadline(loop, seconds, error):` raises the error in the current task if the block takes longer.
-
-    None is no limit.
-    """
-
-    def __init__(self, loop, seconds, error):
-        self._loop, self._seconds, self._error, self._timer = loop, seconds, error, None
-
-    def __enter__(self):
-        if self._seconds is not None:
-            task, error = self._loop.current, self._error
-            self._timer = self._loop.call_later(self._seconds, lambda: task.throw(error))
-
-    def __exit__(self, *_):
-        if self._timer:
-            self._loop.cancel(self._timer)
-
-
 class Loop:
     """Runs tasks, and calls functions when a descriptor is ready or a time has come; in one thread.
 
@@ -1964,8 +1945,8 @@ REQUEST_LINE = re.compile(b"(?!PRI )(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTT
 CHARACTER = b"(?:[!$&-;=@-Z_a-z~\\[\\]\x80-\xff]|%[0-9A-Fa-f]{2})"        # of a path, and [] of a query: RFC 3986, 3.3
 AUTHORITY = b"(?:\\[[0-9A-Fa-f:.]+\\]|(?:[!$&-.0-9;=A-Z_a-z~]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"        # 3.2.2 and 3.2.3
 HOST = re.compile(AUTHORITY)
-ABSOLUTE = b"(?i)https?://(?=[^:/?])" + AUTHORITY + b"(?=[/?]|$)"                      # RFC 9112, 3.2.2
-TARGET = re.compile(b"(/" + CHARACTER + b"*)(?:[?]((?:" + CHARACTER + b"|[?])*))?")     # RFC 9112, 3.2.1
+TARGET = re.compile(b"(?:(?=/)|(?i:https?)://(?=[^:/?])" + AUTHORITY + b")(/" + CHARACTER + b"*)?"
+                    b"(?:[?]((?:" + CHARACTER + b"|[?])*))?")                   # RFC 9112, 3.2.1 and 3.2.2
 HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):([^\x00-\x08\x0a-\x1f\x7f]*)\r$")      # RFC 9112, 5; no obs-fold
 QUOTED = br'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'        # RFC 9110, 5.6.4
 CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?:" + TOKEN + b"|" + QUOTED
@@ -2027,14 +2008,12 @@ def parse_head(head):
     """Return what a Request is made of, from a request line and headers, with line ends; Error if it can't be served."""
     match, fields = split_head(head)
     method, target, _, minor = match.groups()
-    absolute = None if target.startswith(b"/") else re.match(ABSOLUTE, target)
-    rest = target[absolute.end():] if absolute else target
-    match = TARGET.fullmatch(rest if not absolute or rest.startswith(b"/") else b"/" + rest)
+    match = TARGET.fullmatch(target)
     if match:
-        path, query = match.groups(b"")
+        path, query = match.group(1) or b"/", match.group(2) or b""
         if b"%" in path:
             path = unquote(re.sub(b"%2[Ff]", b"%252F", path))       # which separates nothing: RFC 3986, 2.2
-        path = path.decode("utf-8", "replace")
+        path = readable(path)
     elif method == b"OPTIONS" and target == b"*" or method == b"CONNECT" and HOST.fullmatch(target):
         path, query = readable(target), b""
     else:
@@ -2145,7 +2124,6 @@ class Body:
             self._is_held_back = False
             await self.client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         await self.client.receive(self.timeout, "body")
-        await self.client.loop.breathe()
 
 
 def next_block(pieces):
@@ -2242,6 +2220,7 @@ def refuse(client, why):
     """Answer a client with 503 by its socket, if that takes no time."""
     response = Response.of_error(Error("service unavailable", why, [("Retry-After", "1")]))
     try:
+        client.setblocking(False)
         client.send(response_head(None, response, keep=False) + response.body)
     except OSError:
         pass
@@ -2254,7 +2233,7 @@ class Connection(socketserver.BaseRequestHandler):
     """A client's connection.  `serve` is its life, a task, which alone writes to the socket.
 
     The socket stays watched while the task does something else, and what comes is taken into `buffer`: so the end of
-    the input, `at_end`, is noticed at once.  What happens at the socket wakes the task, whatever it waits for.
+    the input, `at_end`, is noticed at once.
     `waiting_since`: when it began to wait for a request, on the monotonic clock; None while one is served that came
     with the secret.  While it waits it may be evicted to make room.  `is_fresh`: it has got no answer yet;
     `is_known`: it has shown the secret once.
@@ -2262,9 +2241,13 @@ class Connection(socketserver.BaseRequestHandler):
 
     def setup(self):
         self.loop, self.socket = self.server.loop, self.request      # socketserver calls the socket a request
+        self.address = "unix" if self.server.address_family == socket.AF_UNIX else re.sub(
+            "^::ffff:", "", self.client_address[0])     # IPv4 by way of an IPv6 socket
         self.buffer, self.at_end, self._fd = bytearray(), False, self.socket.fileno()
         self.is_fresh, self.is_known, self.waiting_since = True, False, time.monotonic()
-        self._tls, self._watched, self._attended = False, 0, False
+        self._tls, self._watched, self._seen, self._attended = False, 0, 0, False
+        self._changed = Condition(self.loop)
+        self.socket.setblocking(False)
         self._recv = self._first_recv if self.server.tls else self.socket.recv
         self._watch()
         self.server.connections.add(self)
@@ -2312,7 +2295,7 @@ class Connection(socketserver.BaseRequestHandler):
         finally:
             self.waiting_since = time.monotonic()
             if request or response:
-                self.server.log.access(self.client_address[0], request, response, sent, self.waiting_since - began)
+                self.server.log.access(self.address, request, response, sent, self.waiting_since - began)
 
     # Bytes.
 
@@ -2324,11 +2307,12 @@ class Connection(socketserver.BaseRequestHandler):
             self._watched = wanted
 
     def _on_event(self, events):
+        self._seen |= events
         if events & WRITE:
             self._watch()
         if events & READ or self._tls:
             self._fill_buffer()
-        self.task.wake()
+        self._changed.notify_all()
 
     def _first_recv(self, size):
         """Receive from a client of whom nothing is known: begin TLS, but with one that speaks plain HTTP."""
@@ -2352,7 +2336,7 @@ class Connection(socketserver.BaseRequestHandler):
         except OSError as error:
             data = None
             if self._tls and self.is_fresh:
-                self.server.log.event("no TLS with %s: %s" % (self.client_address[0], error))
+                self.server.log.event("no TLS with %s: %s" % (self.address, error))
         self.buffer += data or b""
         self.at_end = not data
         if data is None or self.at_end and self._attended:
@@ -2360,27 +2344,23 @@ class Connection(socketserver.BaseRequestHandler):
         if self.at_end or len(self.buffer) >= MAX_BUFFER:
             self._watch(self._watched & WRITE)
 
-    async def _ready(self, writes=0):
-        """Wait until something happens at the socket; for WRITE, until it can be written."""
-        self._watch(writes)
-        await self.loop.suspend()
-        while writes & self._watched:
-            await self.loop.suspend()
-
     async def receive(self, seconds, part=None):
         """Wait until more has come into the buffer, for some seconds at most, None is no limit.
 
         If nothing comes: ClientGone, or an Error that names the part of a request that is missing.
         """
         size = len(self.buffer)
-        late = Error("request timeout", "the %s did not come in time" % part) if part else ClientGone()
-        with Deadline(self.loop, seconds, late):
-            if self._tls and not self.at_end:
-                self._fill_buffer()
-            while len(self.buffer) == size and not self.at_end:
-                await self._ready()
+        self._watch()
+        if self._tls and not self.at_end:
+            self._fill_buffer()
+        await self._changed.wait_for(lambda: len(self.buffer) > size or self.at_end, seconds)
         if len(self.buffer) == size:
-            raise malformed("the connection ended within the %s of a request" % part) if part else ClientGone()
+            if not part:
+                raise ClientGone()
+            if self.at_end:
+                raise malformed("the connection ended within the %s of a request" % part)
+            raise Error("request timeout", "the %s did not come in time" % part)
+        await self.loop.breathe()
 
     def take(self, size):
         """Return at most `size` bytes of what has come."""
@@ -2395,10 +2375,15 @@ class Connection(socketserver.BaseRequestHandler):
             try:
                 rest = rest[self.socket.send(rest):]
             except self.server.blocked as error:
-                with Deadline(self.loop, SEND_TIMEOUT, ClientGone()):
-                    await self._ready(0 if error.errno == WANT_READ else WRITE)
+                await self._wait_for(READ if error.errno == WANT_READ else WRITE)
             except OSError:
                 raise ClientGone() from None
+
+    async def _wait_for(self, event):
+        self._seen = 0
+        self._watch(event & WRITE)
+        if not await self._changed.wait_for(lambda: self._seen & event, SEND_TIMEOUT):
+            raise ClientGone()
 
     # For those who answer.
 
@@ -2429,7 +2414,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     async def pause(self, seconds):
         """Wait for some time, or until the client has closed its side."""
-        await Condition(self.loop).wait_for(lambda: self.at_end, seconds)       # whose end wakes the task
+        await self._changed.wait_for(lambda: self.at_end, seconds)
 
     # Heads and bodies.
 
@@ -2502,7 +2487,6 @@ class Connection(socketserver.BaseRequestHandler):
         while time.monotonic() < until:
             self.buffer.clear()
             await self.receive(min(LINGER, until - time.monotonic()))
-            await self.loop.breathe()
 
     def evict(self):
         """Close it to make room for another; one that has no answer yet gets a 503."""
@@ -2512,20 +2496,16 @@ class Connection(socketserver.BaseRequestHandler):
         self.task.throw(ClientGone())
 
 
-def identity(path):
-    """Return what tells a file from a successor of the same name, while one has it open; None if there is none."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def remove_ours(path, ours, log):
-    """Remove a file, unless the name is another's by now; say so if that can't be."""
+    """Remove a file, unless by os.stat the name is another's by now; say so if that can't be.
+
+    It has to be open: the number of an inode is used again.
+    """
     try:
-        if identity(path) == ours:
+        if os.path.samestat(os.stat(path), ours):
             os.unlink(path)
+    except FileNotFoundError:
+        pass
     except OSError as error:
         log.event("cannot remove %s: %s" % (path, error.strerror))
 
@@ -2542,7 +2522,7 @@ class Server(socketserver.TCPServer):
 
     allow_reuse_address = True
     request_queue_size = BACKLOG
-    _made = None            # the path and identity of the Unix socket that we made
+    _made = None            # the path and os.stat() of the Unix socket that we made
 
     def __init__(self, address, loop, app, log, limits, tls=None):
         """Listen on (host, port), where "" is all addresses, on (path of a Unix socket, None), or take over a socket.
@@ -2597,14 +2577,14 @@ class Server(socketserver.TCPServer):
                     if probe.connect_ex(path) == errno.ECONNREFUSED:
                         os.unlink(path)
             super().server_bind()
-            self._made = path, identity(path)
+            self._made = path, os.stat(path)
             os.chmod(path, 0o600)           # nobody could connect until now
             self.server_activate()          # before the lock goes: one that does not listen yet would seem stale
         finally:
             os.close(lock)
 
     def server_close(self):
-        if self._made:                      # while it is open: the number of an inode is used again
+        if self._made:
             remove_ours(*self._made, log=self.log)
             self._made = None
         super().server_close()
@@ -2640,12 +2620,6 @@ class Server(socketserver.TCPServer):
                     self.loop.unwatch(self.fileno())        # what waits stays readable: the loop would spin
                     self.loop.call_later(0.1, self.start)
                 return                      # or the client is gone already
-
-    def get_request(self):
-        client, address = super().get_request()
-        client.setblocking(False)
-        name = "unix" if self.address_family == socket.AF_UNIX else address[0]
-        return client, (re.sub("^::ffff:", "", name),)      # IPv4 by way of an IPv6 socket
 
     def verify_request(self, client, address):
         """Is there room for one more?  Else answer 503, if that takes no time, as TLS would."""
@@ -3778,7 +3752,7 @@ class PidFile:
     def remove(self, log):
         status = os.fstat(self.fd)
         os.ftruncate(self.fd, 0)        # in a directory that is not ours it stays
-        remove_ours(self.path, (status.st_dev, status.st_ino), log)
+        remove_ours(self.path, status, log)
 
 
 def split_address(text):
@@ -4083,9 +4057,9 @@ def notify_systemd(text):
 
 
 def own_files():
-    """Return (path, identity) of the file that we were started from; of the link to it first, if it was one."""
+    """Return (path, os.stat()) of the file that we were started from; of the link to it first, if it was one."""
     paths = [sys.argv[0]] + ([os.path.realpath(sys.argv[0])] if os.path.islink(sys.argv[0]) else [])
-    return [(path, identity(path)) for path in paths]
+    return [(path, os.stat(path)) for path in paths]
 
 
 def announce(server, log, made):

@@ -1,4 +1,4 @@
-"""The loop: tasks that wait, conditions, deadlines, timers, watched descriptors, and what goes wrong in them."""
+"""The loop: tasks that wait, conditions, timers, watched descriptors, and what goes wrong in them."""
 import os
 import signal
 import time
@@ -6,7 +6,7 @@ import unittest
 
 import support  # noqa: F401  finds rtot
 import rtot
-from rtot import Canceled, Condition, Deadline, Loop
+from rtot import Canceled, Condition, Loop
 
 
 class LoopCase(unittest.TestCase):
@@ -125,28 +125,6 @@ class ConditionTest(LoopCase):
         self.run_until_done(poll())
         self.assertFalse(condition._waiters)
         self.assertLess(len(self.loop._timers), 10)
-
-
-class DeadlineTest(LoopCase):
-
-    def test_raises_its_error_when_the_block_takes_longer(self):
-        async def wait():
-            try:
-                with Deadline(self.loop, 0.01, KeyError()):
-                    await self.loop.sleep(support.LIMIT)
-            except KeyError:
-                self.seen.append("late")
-        self.run_until_done(wait())
-        self.assertEqual(self.seen, ["late"])
-
-    def test_is_forgotten_after_the_block(self):
-        async def wait():
-            with Deadline(self.loop, 0.01, KeyError()):
-                await self.loop.turn()
-            await self.loop.sleep(0.05)
-            self.seen.append("in time")
-        self.run_until_done(wait())
-        self.assertEqual((self.seen, self.faults), (["in time"], []))
 
 
 class TimerTest(LoopCase):
