@@ -97,12 +97,11 @@ IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
 DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
-LINGER = 2.0            # s for which what a client still sends is thrown away before it closes: it would miss the answer
+LINGER = 2.0            # s for which what a client still sends is read before rtot closes: else it may miss the answer
 KNOWN_LINGER = 60.0     # s for one that has the secret, as long as it sends
 PROMPT = 1.0            # s in which a new client sends its first head, if it means to
 SLICE = 1 << 16         # bytes of an answer that are made at a time
-# Of the listening socket, from which those of the clients inherit them.  A client that was cut off without a word is
-# noticed by probes, after 60 s, 6 times every 10 s: tcp(7) has 2 hours.
+# What the sockets of clients inherit from the listening one.  TCP_KEEP*: s, s and probes; tcp(7) has 2 hours.
 SOCKET_OPTIONS = ((socket.IPPROTO_TCP, "TCP_NODELAY", 1), (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
                   (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60), (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
                   (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6))
@@ -143,8 +142,8 @@ class Error(Exception):
         self.status, self.closes = KINDS[kind], kind in CLOSING
 
 
-class Canceled(Exception):
-    """Ends a task where it waits: nobody needs what it does any more."""
+class Canceled(BaseException):
+    """Ends a task where it waits: nobody needs what it does any more.  No fault, so no `except Exception` gets it."""
 
 
 class ClientGone(Canceled):
@@ -1954,7 +1953,7 @@ CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?
 ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"rtot-secret", b"authorization"))
 NO_TRAILER = ONCE | {b"content-encoding", b"content-type", b"content-range", b"trailer", b"expect", b"range"}
 TLS_HANDSHAKE = b"\x16"     # how TLS begins: the type of the first record (RFC 8446, 5.1)
-WANT_READ, WANT_WRITE = 2, 3        # errno of ssl.SSLWantReadError and SSLWantWriteError
+WANT_READ, WANT_WRITE = 2, 3        # errno of what ssl raises if it would block; the same in all versions of OpenSSL
 JSON, TEXT, HTML, JSON_LINES = ("%s; charset=utf-8" % kind for kind in (
     "application/json", "text/plain", "text/html", "application/x-ndjson"))
 
@@ -1987,9 +1986,9 @@ def malformed(message):
 
 
 def split_head(head):
-    """Return (match of the request line, header lines) of a head; an Error for one that is too large, or no HTTP.
+    """Return (match of the request line, headers) of a head; an Error for one that is too large, or no HTTP.
 
-    It need not be whole: the match is None while the first line has not ended.
+    The head need not be whole: without its first line the match is None.
     """
     line, newline, fields = head.partition(b"\n")
     if len(line) > MAX_LINE:
@@ -2005,7 +2004,7 @@ def split_head(head):
 
 
 def parse_head(head):
-    """Return what a Request is made of, from a request line and headers, with line ends; Error if it can't be served."""
+    """Return what a Request is made of, from its head without the empty line; an Error if it can't be served."""
     match, fields = split_head(head)
     method, target, _, minor = match.groups()
     match = TARGET.fullmatch(target)
@@ -2042,7 +2041,7 @@ def body_length(headers, version):
 
 
 def parse_headers(fields):
-    """Return the values of header lines, by lower-case name."""
+    """Return the values of header lines by lower-case name."""
     found, lines, headers = HEADERS.findall(fields), fields.count(b"\n"), {}
     if lines > MAX_HEADERS:
         raise Error("request header fields too large", "there may be %d headers" % MAX_HEADERS)
@@ -2216,9 +2215,11 @@ def response_head(request, response, keep):
     return (head + "\r\n").encode("latin-1")
 
 
-def refuse(client, why):
-    """Answer a client with 503 by its socket, if that takes no time."""
-    response = Response.of_error(Error("service unavailable", why, [("Retry-After", "1")]))
+def refuse(client):
+    """Answer 503 on the socket of a client for which there is no room, if that takes no time."""
+    response = Response.of_error(Error("service unavailable", (
+        "all connections are in use: try again, or allow more by --max-connections and ulimit -n"),
+        [("Retry-After", "1")]))
     try:
         client.setblocking(False)
         client.send(response_head(None, response, keep=False) + response.body)
@@ -2226,14 +2227,10 @@ def refuse(client, why):
         pass
 
 
-IN_USE = "all connections are in use: try again, or start rtot with more --max-connections"
-
-
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection.  `serve` is its life, a task, which alone writes to the socket.
 
-    The socket stays watched while the task does something else, and what comes is taken into `buffer`: so the end of
-    the input, `at_end`, is noticed at once.
+    What comes is taken into `buffer` whatever the task does, so the end of the input, `at_end`, is noticed at once.
     `waiting_since`: when it began to wait for a request, on the monotonic clock; None while one is served that came
     with the secret.  While it waits it may be evicted to make room.  `is_fresh`: it has got no answer yet;
     `is_known`: it has shown the secret once.
@@ -2245,14 +2242,11 @@ class Connection(socketserver.BaseRequestHandler):
             "^::ffff:", "", self.client_address[0])     # IPv4 by way of an IPv6 socket
         self.buffer, self.at_end, self._fd = bytearray(), False, self.socket.fileno()
         self.is_fresh, self.is_known, self.waiting_since = True, False, time.monotonic()
-        self._tls, self._watched, self._seen, self._attended = False, 0, 0, False
-        self._changed = Condition(self.loop)
+        self._tls, self._watched, self._attended, self._changed = False, 0, False, Condition(self.loop)
         self.socket.setblocking(False)
         self._recv = self._first_recv if self.server.tls else self.socket.recv
         self._watch()
         self.server.connections.add(self)
-
-    def handle(self):
         self.task = self.loop.spawn(self.serve())
 
     async def serve(self):
@@ -2277,14 +2271,11 @@ class Connection(socketserver.BaseRequestHandler):
             try:
                 request = await self._read_head()
                 response = await self.server.app.answer(request)
-            except Canceled:
-                raise
             except Error as error:                      # here, and nowhere else
                 response = Response.of_error(error)
             except MemoryError:
                 self.loop.relieve()
-                response = Response.of_error(Error("service unavailable", (
-                    "memory is short: look at GET /jobs before you try again")))
+                response = Response.of_error(Error("service unavailable", "memory is short: try again, see GET /jobs"))
             except Exception:
                 self.loop.report(*sys.exc_info())
                 response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
@@ -2297,17 +2288,14 @@ class Connection(socketserver.BaseRequestHandler):
             if request or response:
                 self.server.log.access(self.address, request, response, sent, self.waiting_since - began)
 
-    # Bytes.
-
     def _watch(self, writes=0):
-        """Watch the socket for more to read if there is room, and for WRITE if so asked, until it has come."""
+        """Watch the socket for more to read, if there is room, and if `writes` is WRITE for that, once."""
         wanted = writes | READ * (not self.at_end and len(self.buffer) < MAX_BUFFER)
         if wanted != self._watched:
             self.loop.watch(self._fd, wanted, self._on_event)
             self._watched = wanted
 
     def _on_event(self, events):
-        self._seen |= events
         if events & WRITE:
             self._watch()
         if events & READ or self._tls:
@@ -2315,7 +2303,7 @@ class Connection(socketserver.BaseRequestHandler):
         self._changed.notify_all()
 
     def _first_recv(self, size):
-        """Receive from a client of whom nothing is known: begin TLS, but with one that speaks plain HTTP."""
+        """Receive from a client that is to speak TLS: begin that, unless it speaks plain HTTP."""
         if self.socket.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
             self.socket = self.server.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
             self._tls = True
@@ -2329,11 +2317,11 @@ class Connection(socketserver.BaseRequestHandler):
             while data and self._tls and self.socket.pending() and len(self.buffer) < MAX_BUFFER:
                 self.buffer += data         # the selector can't see what is decrypted already
                 data = self._recv(READ_SIZE)
-        except self.server.blocked as error:
-            if error.errno == WANT_WRITE:
-                self._watch(WRITE)
-            return
         except OSError as error:
+            if error.errno in (errno.EAGAIN, WANT_READ, WANT_WRITE):
+                if error.errno == WANT_WRITE:
+                    self._watch(WRITE)
+                return
             data = None
             if self._tls and self.is_fresh:
                 self.server.log.event("no TLS with %s: %s" % (self.address, error))
@@ -2368,32 +2356,32 @@ class Connection(socketserver.BaseRequestHandler):
         del self.buffer[:size]
         return data
 
-    async def send(self, data):
-        """Send all of the bytes; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
-        rest = memoryview(data)
-        while rest:
+    async def send(self, *parts):
+        """Send all of the parts; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
+        while parts:
             try:
-                rest = rest[self.socket.send(rest):]
-            except self.server.blocked as error:
-                await self._wait_for(READ if error.errno == WANT_READ else WRITE)
-            except OSError:
-                raise ClientGone() from None
-
-    async def _wait_for(self, event):
-        self._seen = 0
-        self._watch(event & WRITE)
-        if not await self._changed.wait_for(lambda: self._seen & event, SEND_TIMEOUT):
-            raise ClientGone()
+                sent = self.socket.send(parts[0]) if self._tls or len(parts) == 1 else self.socket.sendmsg(parts)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, WANT_WRITE):       # nor is a new handshake waited for
+                    raise ClientGone() from None
+                self._watch(WRITE)
+                if not await self._changed.wait_for(lambda: not self._watched & WRITE, SEND_TIMEOUT):
+                    raise ClientGone()
+                continue
+            while parts and sent >= len(parts[0]):
+                sent -= len(parts[0])
+                parts = parts[1:]
+            if sent:
+                parts = (memoryview(parts[0])[sent:],) + parts[1:]
 
     # For those who answer.
 
     def unsent(self):
-        """Return how many bytes the system still holds for the client: TIOCOUTQ of tcp(7); 0 if it does not tell."""
+        """Return how many bytes the system still holds for the client (TIOCOUTQ of tcp(7)); 0 if it does not tell."""
         import fcntl
-        import struct
         import termios
         try:
-            return struct.unpack("i", fcntl.ioctl(self._fd, termios.TIOCOUTQ, b"\0\0\0\0"))[0]
+            return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError:
             return 0
 
@@ -2416,8 +2404,6 @@ class Connection(socketserver.BaseRequestHandler):
         """Wait for some time, or until the client has closed its side."""
         await self._changed.wait_for(lambda: self.at_end, seconds)
 
-    # Heads and bodies.
-
     async def _read_head(self):
         """Read and parse a request line and headers; leave the body where it is."""
         if self.server.tls and not self._tls:
@@ -2436,12 +2422,12 @@ class Connection(socketserver.BaseRequestHandler):
         return Request(self, parse(self.take(last + 3)[:-2]))
 
     def _may_keep(self, request, response):
-        """May another request follow?  Not behind a body that nobody has read, nor where closing ends this answer."""
+        """May another request follow?  Not after a body that was not read, nor where closing ends this answer."""
         if request is None or not request.body.ended or response.closes or self.server.app.is_stopping:
             return False
         options = [option.strip() for option in request.headers.get(b"connection", b"").lower().split(b",")]
-        asked = request.version == 11 or b"keep-alive" in options and response.length is not None
-        return asked and b"close" not in options
+        return b"close" not in options and (
+            request.version == 11 or b"keep-alive" in options and response.length is not None)
 
     async def _send_response(self, request, response, keep):
         """Send the answer; return the bytes of its body."""
@@ -2456,16 +2442,16 @@ class Connection(socketserver.BaseRequestHandler):
         chunked, whole, sent = response.length is None and request.version == 11, False, 0
         try:
             await self.send(head)
-            while not whole:
-                data = await body.read()
-                whole, sent = not data, sent + len(data)
-                if chunked and data:
-                    data = b"%x\r\n%b\r\n" % (len(data), data)
-                elif chunked:
-                    trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
-                    data = ("0\r\n%s\r\n" % trailers).encode("latin-1")
-                await self.send(data)
+            data = await body.read()
+            while data:
+                await self.send(*((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,)))
+                sent += len(data)
                 await self.loop.breathe()
+                data = await body.read()
+            if chunked:
+                trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
+                await self.send(("0\r\n%s\r\n" % trailers).encode("latin-1"))
+            whole = True
         finally:
             body.close()
             if not whole and not chunked and response.length is None:       # or closing would seem its proper end
@@ -2475,14 +2461,12 @@ class Connection(socketserver.BaseRequestHandler):
     async def _linger(self):
         """Close so that the client gets the answer: a reset on unread data could overtake it (RFC 9112, 9.6)."""
         try:
-            if self._tls:       # without its close_notify, a body that is ended by closing would seem cut off
+            if self._tls:       # its close_notify, without which a body that is ended by closing would seem cut off
                 self.socket.unwrap()
+            else:
+                self.socket.shutdown(socket.SHUT_WR)
         except (OSError, ValueError):       # the client still sends, or is gone
             pass
-        try:
-            self.socket.shutdown(socket.SHUT_WR)
-        except OSError:
-            return
         until = time.monotonic() + (KNOWN_LINGER if self.is_known else LINGER)
         while time.monotonic() < until:
             self.buffer.clear()
@@ -2492,14 +2476,14 @@ class Connection(socketserver.BaseRequestHandler):
         """Close it to make room for another; one that has no answer yet gets a 503."""
         self.server.connections.discard(self)
         if self.is_fresh and not self.server.tls:
-            refuse(self.socket, IN_USE)
+            refuse(self.socket)
         self.task.throw(ClientGone())
 
 
 def remove_ours(path, ours, log):
-    """Remove a file, unless by os.stat the name is another's by now; say so if that can't be.
+    """Remove a file of which os.stat() was `ours`, unless the name is another's by now; say so if that can't be.
 
-    It has to be open: the number of an inode is used again.
+    As long as it is open: the number of an inode is used again.
     """
     try:
         if os.path.samestat(os.stat(path), ours):
@@ -2531,10 +2515,7 @@ class Server(socketserver.TCPServer):
         `tls` is an ssl.SSLContext, or None.  OSError if it can't be.
         """
         self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
-        self.connections, self.blocked = set(), BlockingIOError
-        if tls:
-            import ssl
-            self.blocked = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+        self.connections = set()
         if isinstance(address, socket.socket):
             super().__init__(None, Connection, bind_and_activate=False)
             self.socket.close()
@@ -2578,15 +2559,14 @@ class Server(socketserver.TCPServer):
                         os.unlink(path)
             super().server_bind()
             self._made = path, os.stat(path)
-            os.chmod(path, 0o600)           # nobody could connect until now
-            self.server_activate()          # before the lock goes: one that does not listen yet would seem stale
+            os.chmod(path, 0o600)
+            self.server_activate()          # nobody could connect until now; until the lock goes it would seem stale
         finally:
             os.close(lock)
 
     def server_close(self):
         if self._made:
             remove_ours(*self._made, log=self.log)
-            self._made = None
         super().server_close()
 
     @property
@@ -2622,13 +2602,13 @@ class Server(socketserver.TCPServer):
                 return                      # or the client is gone already
 
     def verify_request(self, client, address):
-        """Is there room for one more?  Else answer 503, if that takes no time, as TLS would."""
+        """Is there room for one more?  Else answer 503, but by TLS, which would take time."""
         most = self.limits.descriptors          # the lowest that is free is taken: a high one is one of the last
         scarce = client.fileno() >= most - min(SPARE, most // 8)
         if not scarce and len(self.connections) < self.limits.connections or self._make_room():
             return True
         if not self.tls:
-            refuse(client, "no descriptor is left" if scarce else IN_USE)
+            refuse(client)
         return False
 
     def _make_room(self):
