@@ -1958,20 +1958,6 @@ JSON, TEXT, HTML, JSON_LINES = ("%s; charset=utf-8" % kind for kind in (
     "application/json", "text/plain", "text/html", "application/x-ndjson"))
 
 
-class Request:
-    """What a client asked for: `path` as text, decoded; `query` as bytes, as it came.
-
-    `headers` are bytes by lower-case name; `version` is 10 or 11; `length` that of the body in bytes, None for a
-    chunked one.  `client` is the Connection, for those who wait.
-    """
-
-    __slots__ = ("method", "path", "query", "version", "headers", "length", "body", "client")
-
-    def __init__(self, client, head):
-        self.method, self.path, self.query, self.version, self.headers, self.length = head
-        self.client, self.body = client, Body(client, self)
-
-
 def unquote(data):
     """Return bytes without their percent-encoding."""
     if b"%" not in data:
@@ -2057,40 +2043,43 @@ def parse_headers(fields):
     return headers
 
 
-class Body:
-    """The body of a request, decoded: RFC 9112, 6 and 7.
+class Request:
+    """What a client asked for: `path` as text, decoded; `query` as bytes, as it came; `headers` by lower-case name.
 
-    `remaining` bytes of it, or of this chunk, are still to be read; `timeout`: s without a byte, None is no limit.
-    `_is_held_back`: the client waits to be told to go on (100), which it is when somebody reads.
+    `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one.  `client` is the Connection.
+    The body is read (RFC 9112, 6 and 7) until it has `ended`; `timeout`: s without a byte of it, None is no limit.
+    `_remaining` bytes of it, or of this chunk, are to be read.  `_is_held_back`: the client waits for a 100.
     """
 
-    def __init__(self, client, request):
-        self.client, self.remaining, self.ended = client, request.length or 0, request.length == 0
-        self.timeout, self._is_chunked = client.server.limits.body, request.length is None
-        self._is_held_back = request.headers.get(b"expect", b"").lower() == b"100-continue" and request.version == 11
+    def __init__(self, client, head):
+        self.method, self.path, self.query, self.version, self.headers, self.length = head
+        self.client, self.timeout, self.ended = client, client.server.limits.body, self.length == 0
+        self._remaining = self.length or 0
+        self._is_held_back = self.headers.get(b"expect", b"").lower() == b"100-continue" and self.version == 11
 
     async def read(self):
-        """Return the next bytes, at most SLICE, as soon as there are some; b"" at the end."""
-        if not self.remaining and not self.ended:
+        """Return the next bytes of the body, at most SLICE, as soon as there are some; b"" at the end."""
+        if not self._remaining and not self.ended:
             await self._begin_chunk()
         if self.ended:
             return b""
         if not self.client.buffer:
             await self._receive()
-        data = self.client.take(min(self.remaining, SLICE))
-        self.remaining -= len(data)
-        self.ended = not self.remaining and not self._is_chunked
-        if self._is_chunked and not self.remaining and await self._line():
+        data = self.client.take(min(self._remaining, SLICE))
+        self._remaining -= len(data)
+        if not self._remaining and self.length is not None:
+            self.ended = True
+        elif not self._remaining and await self._line():
             raise malformed("a chunk was not followed by CR LF")
         return data
 
     async def read_all(self, limit, kind, message):
-        """Return all of it; raise an Error over `limit` bytes, before they are read if that is known."""
+        """Return the body; raise an Error over `limit` bytes, before they are read if that is known."""
         data = bytearray()
         while not self.ended:
-            if not self.remaining:
+            if not self._remaining:
                 await self._begin_chunk()
-            if len(data) + self.remaining > limit:
+            if len(data) + self._remaining > limit:
                 raise Error(kind, message)
             data += await self.read()
         return bytes(data)
@@ -2099,8 +2088,8 @@ class Body:
         match = re.fullmatch(CHUNK, await self._line())
         if not match:
             raise malformed("a chunk has to begin with its size in hexadecimal digits")
-        self.remaining, trailers = int(match.group(1), 16), b""
-        while not self.remaining and not self.ended:
+        self._remaining, trailers = int(match.group(1), 16), b""
+        while not self._remaining and not self.ended:
             line = await self._line()
             self.ended = not line
             trailers += line + b"\r\n" if line else b""
@@ -2423,7 +2412,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _may_keep(self, request, response):
         """May another request follow?  Not after a body that was not read, nor where closing ends this answer."""
-        if request is None or not request.body.ended or response.closes or self.server.app.is_stopping:
+        if request is None or not request.ended or response.closes or self.server.app.is_stopping:
             return False
         options = [option.strip() for option in request.headers.get(b"connection", b"").lower().split(b",")]
         return b"close" not in options and (
@@ -3239,8 +3228,8 @@ class App:
 
     @staticmethod
     async def _refuse_body(request):
-        if not request.body.ended:
-            await request.body.read_all(0, "bad request", (
+        if not request.ended:
+            await request.read_all(0, "bad request", (
                 "%s %s takes no body: parameters go into the URL, like ?name=value" % (request.method, request.path)))
 
     async def _authorize(self, request):
@@ -3338,7 +3327,7 @@ class App:
 
     async def _script(self, request, old):
         """Return the script in the body, with a #! line, or that of the old job if there is none."""
-        script = await request.body.read_all(self.max_script, "content too large", (
+        script = await request.read_all(self.max_script, "content too large", (
             "a script may have %d bytes here: start rtot with more --max-script" % self.max_script))
         if not script and old:
             return old.script
@@ -3473,17 +3462,17 @@ class App:
     async def stdin(self, request, given, job):
         if not (job.options.stdin or job.options.tty):
             raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
-        eof, body = given.get("eof", False), request.body
-        body.timeout = None             # what makes the input may take its time
+        eof = given.get("eof", False)
+        request.timeout = None             # what makes the input may take its time
         await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
         while True:
-            data = await body.read()
-            if data or eof and body.ended:
+            data = await request.read()
+            if data or eof and request.ended:
                 process = self.runner.process(job)
                 if process is None:
                     raise Error("conflict", "standard input of job %d is closed" % job.id)
-                await request.client.attend(feed(self.loop, process, data, eof and body.ended))
-            if body.ended:
+                await request.client.attend(feed(self.loop, process, data, eof and request.ended))
+            if request.ended:
                 return Response(204)
 
     async def kill(self, request, given, job):

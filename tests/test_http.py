@@ -391,6 +391,12 @@ class SilentTest(ServerCase):
         with self.server.send(b"GET /jobs/%d/out HTTP/1.1\r\n%b\r\n" % (number, AUTH)) as connection:
             self.assertRegex(connection.recv(100), b"^HTTP/1.1 200 ")
             wait_until(lambda: self.server.connections() == 0)
+        with self.server.send(b"GET /jobs/%d/out HTTP/1.1\r\n%b\r\n" % (number, AUTH)) as connection:
+            with self.assertRaises(OSError):        # what it sends meanwhile makes no difference
+                deadline = time.monotonic() + support.LIMIT
+                while time.monotonic() < deadline:
+                    connection.sendall(b"x")
+                    time.sleep(0.05)        # between two bytes
         self.server.delete("/jobs/%d" % number)
 
     def test_a_client_that_goes_on_sending_is_not_read_for_ever(self):
