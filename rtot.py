@@ -2452,10 +2452,12 @@ class Connection(socketserver.BaseRequestHandler):
         try:
             if self._tls:       # its close_notify, without which a body that is ended by closing would seem cut off
                 self.socket.unwrap()
-            else:
-                self.socket.shutdown(socket.SHUT_WR)
         except (OSError, ValueError):       # the client still sends, or is gone
             pass
+        try:
+            self.socket.shutdown(socket.SHUT_WR)        # after which ssl gives what comes as it is
+        except OSError:
+            return
         until = time.monotonic() + (KNOWN_LINGER if self.is_known else LINGER)
         while time.monotonic() < until:
             self.buffer.clear()

@@ -126,6 +126,10 @@ class TlsTest(TlsCase):
         answer = self.server.raw(b"GET /ping HTTP/1.1\r\nHost: h\r\n\r\n")
         self.assertIn(b"rtot speaks TLS here: use https://", answer)
 
+    def test_a_client_that_sends_a_large_body_sees_why_it_is_refused(self):
+        for path, secret, size, status in (("/jobs", False, 12 << 20, 401), ("/jobs?nonsense", True, 30 << 20, 400)):
+            self.assertEqual(self.server.post(path, b"x" * size, secret=secret).status, status)
+
     def test_failed_and_silent_handshakes_hold_up_nobody(self):
         silent = [self.server.connect() for _ in range(20)]
         noisy = [self.server.connect() for _ in range(20)]
