@@ -2500,10 +2500,9 @@ class Server(socketserver.TCPServer):
     _made = None            # the path and os.stat() of the Unix socket that we made
 
     def __init__(self, address, loop, app, log, limits, tls=None):
-        """Listen on (host, port), where "" is all addresses, on (path of a Unix socket, None), or take over a socket.
+        """Listen on (host, port), where "" is all addresses, or (path of a Unix socket, None), or take over a socket.
 
         `limits` are the connections and descriptors, and the seconds for a head, without a byte of a body, and idle.
-        `tls` is an ssl.SSLContext, or None.  OSError if it can't be.
         """
         self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
         self.connections = set()
