@@ -3052,182 +3052,139 @@ def page():
 
 # ---------------------------------------------------------------------------------------------- routes
 
+MOST_BYTES = 2 ** 53 - 1        # the end of a body that grows: RFC 8673, 2.2
 REPEATABLE = ("arg", "env")
-FOREVER = float("inf")
-MOST_LINES, MOST_BYTES = 10 ** 9 - 1, 2 ** 53 - 1       # the second is also the end of a body that grows: RFC 8673, 2.2
+EXCLUSIVE = ("wait follow", "follow text", "follow fields", "from tail")        # parameters that do not go together
+NEEDED = {"attach": "wait follow", "fail": "wait", "from": "json"}      # one of these has to be given too
 
 
 def bad(message, *values):
     return Error("bad request", message % values)
 
 
-# What a parameter of a query stands for: functions of its name and its value, in bytes.
+def checked(pattern, right, convert=int):
+    """Return a type of option or parameter: a function that converts text, or else says what would be right.
 
-def parse_bytes(name, value):
-    return value
-
-
-def parse_text(name, value):
-    return readable(value)
-
-
-def parse_flag(name, value):
-    if value not in (b"", b"1", b"true", b"0", b"false"):
-        raise bad("%s is a flag: alone, =1 or =true, and =0 or =false for no; not %r", name, readable(value))
-    return value not in (b"0", b"false")
-
-
-def parse_seconds(name, value):
-    if not re.fullmatch(b"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", value):
-        raise bad("%s is a number of seconds, like 5 or 0.5, not %r", name, readable(value))
-    return float(value)
-
-
-def parse_wait(name, value):
-    """Return the seconds, FOREVER for the parameter alone, None for =false."""
-    if value in (b"", b"true"):
-        return FOREVER
-    return None if value == b"false" else parse_seconds(name, value)
-
-
-def whole_number(least, most):
-    def parse(name, value):
-        if not re.fullmatch(b"[0-9]{1,18}", value) or not least <= int(value) <= most:
-            raise bad("%s is a whole number from %d to %d, not %r", name, least, most, readable(value))
-        return int(value)
+    The text has to match, and convert(text) is None if it is wrong all the same.
+    """
+    def parse(text):
+        value = convert(text) if re.fullmatch(pattern, text, re.ASCII) else None
+        if value is None:
+            import argparse
+            raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
+        return value
     return parse
 
 
-def parse_size_of(name, value):
-    size = size_in_bytes(readable(value))
-    if not size:
-        raise bad("%s is a size like 4096, 64K, 16M or 1G, not %r", name, readable(value))
-    return size
+def size_in_bytes(text):
+    return int(text.rstrip("KMGkmg")) << {"K": 10, "M": 20, "G": 30}.get(text[-1].upper(), 0)
 
 
-def parse_env(name, value):
-    """Return the pair of NAME=VALUE."""
-    variable, equals, content = value.partition(b"=")
-    if not variable or not equals:
-        raise bad("env is like NAME=VALUE, not %r", readable(value))
-    return variable, content
-
-
-def parse_fields(name, value):
-    """Return the names of the fields of a job to show, in the order asked for."""
-    names = tuple(field for field in readable(value).split(",") if field)
-    for field in names:
-        if field not in VIEW and field != "all":
-            raise bad("there is no field %r; there are: %s, and all", field, " ".join(VIEW))
+def field_names(text):
+    """Return the fields of a job to show, in the order asked for; None if there is no such field."""
+    names = tuple(filter(None, text.split(",")))
+    if not set(names) <= {"all", *VIEW}:
+        return None
     return tuple(VIEW) if "all" in names else names
 
 
-def parse_state(name, value):
-    state = readable(value)
-    if state and state not in STATES:
-        raise bad("there is no state %r; there are: %s", state, " ".join(STATES))
-    return state
+def number_of_signal(text):
+    """Return the number of the signal INT, SIGINT or 2, or None."""
+    number = int(text) if text.isdigit() else signal_number(text)
+    return number if number in range(1, signal.NSIG) else None
 
 
-def parse_signal(name, value):
-    """Return the number of the signal INT, SIGINT or 2."""
-    number = int(value) if re.fullmatch(b"[0-9]{1,2}", value) else signal_number(readable(value))
-    if not number or number >= signal.NSIG:
-        raise bad("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d",
-                  readable(value), signal.NSIG - 1)
-    return number
+FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+WAITS = {"": True, "true": True, "false": False}        # True is as long as it takes
+SECONDS, LIKE_SECONDS = r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})", "number of seconds, like 5 or 0.5"
 
+parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G", size_in_bytes)
+parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
+parse_flag = checked(".*", "flag: give it alone, =1 or =true, and =0 or =false for no", FLAGS.get)
+parse_side = checked("[0-9]{1,9}", "whole number from 1 to 65535",
+                     lambda text: int(text) if 1 <= int(text) <= 65535 else None)
 
 PARAMETERS = {
-    "arg": parse_bytes, "cwd": parse_bytes, "env": parse_env, "label": parse_text, "state": parse_state,
+    "arg": bytes, "cwd": bytes, "env": bytes,           # as they are
+    "label": str, "state": checked("|".join(STATES) + "|", "state; there are: " + " ".join(STATES), str),
     "attach": parse_flag, "eof": parse_flag, "fail": parse_flag, "follow": parse_flag, "json": parse_flag,
     "stdin": parse_flag, "text": parse_flag, "tty": parse_flag,
-    "grace": parse_seconds, "timeout": parse_seconds, "wait": parse_wait,
-    "rows": whole_number(1, 65535), "cols": whole_number(1, 65535), "max_output": parse_size_of,
-    "last": whole_number(0, MOST_LINES), "tail": whole_number(0, MOST_LINES), "from": whole_number(0, MOST_BYTES),
-    "fields": parse_fields, "signal": parse_signal,
+    "grace": checked(SECONDS, LIKE_SECONDS, float),
+    "timeout": checked("(?=.*[1-9])" + SECONDS, LIKE_SECONDS + ", over 0", float),
+    "wait": checked(SECONDS + "|true|false|", LIKE_SECONDS,
+                    lambda text: WAITS[text] if text in WAITS else float(text)),
+    "rows": parse_side, "cols": parse_side, "max_output": parse_size, "last": parse_count, "tail": parse_count,
+    "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
+    "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
+    "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d"
+                      % (signal.NSIG - 1), number_of_signal),
 }
 
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`.
+    """Return the values of a query by name, a tuple for those that are REPEATABLE; an Error for what is not `known`.
 
     It is the same dict for the same query, so nobody may change it.
     """
-    given = {}
+    import argparse
+    values = {}
     for pair in filter(None, query.replace(b"+", b" ").split(b"&")):       # parse_qsl splits at ";" too, before 3.6.14
         name, _, value = pair.partition(b"=")
         name, value = readable(unquote(name)), unquote(value)
         if name not in known.split():
             raise bad("there is no parameter %r here; there are: %s", name, known or "none")
-        if name in given and name not in REPEATABLE:
+        if name in values and name not in REPEATABLE:
             raise bad("%s may be given once", name)
         if b"\0" in value:
             raise bad("%s has a NUL byte, which no argument can have", name)
-        value = PARAMETERS[name](name, value)
-        if name in REPEATABLE:
-            given.setdefault(name, []).append(value)
-        else:
-            given[name] = value
+        convert = PARAMETERS[name]
+        try:
+            values.setdefault(name, []).append(convert(value if convert is bytes else readable(value)))
+        except argparse.ArgumentTypeError as error:
+            raise bad("%s: %s", name, error)
+    given = {name: tuple(each) if name in REPEATABLE else each[0] for name, each in values.items()}
+    effective = {name for name, value in given.items() if value is not False}
+    for one, other in map(str.split, EXCLUSIVE):
+        if {one, other} <= effective:
+            raise bad("%s and %s do not go together: give one of them", one, other)
+    for name, others in NEEDED.items():
+        if name in effective and effective.isdisjoint(others.split()):
+            raise bad("%s needs %s: give that too", name, others.replace(" ", " or "))
     return given
-
-
-def size_in_bytes(text):
-    """Return the bytes of 4096, 64K, 16M or 1G; None if it is no such size."""
-    match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
-    return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()] if match else None
-
-
-def shown_fields(given):
-    """Return the names of the fields of a job to show."""
-    return given.get("fields", TEXT_FIELDS if given.get("text") else DEFAULT_FIELDS)
 
 
 def new_options(given, old, most_output):
     """Return the Options of a new job: what is given, and the rest as in the `old` ones."""
-    if given.get("timeout") == 0:
-        raise bad("timeout is a number of seconds over 0")
     if given.get("max_output", 0) > most_output:
         raise bad("max_output may be up to %d here", most_output)
     cwd = given.get("cwd")
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
         raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
-    tty, size = given.get("tty", bool(old.tty)), old.tty or DEFAULT_TERMINAL
-    for name in ("rows", "cols"):
-        if name in given and not tty:
-            raise bad("%s is for a job with a terminal: give tty too", name)
-    changes = {field: given[name] for field, name in [("args", "arg")] + [(name, name) for name in Options._fields]
-               if name in given}
-    changes.update({name: tuple(changes[name]) for name in ("args", "env") if name in changes})
-    changes["tty"] = (given.get("rows", size[0]), given.get("cols", size[1])) if tty else None
-    return old._replace(**changes)
-
-
-def check_wait_and_follow(given):
-    """Raise an Error for wait, follow, attach and fail that do not go together."""
-    wait, follow = given.get("wait"), given.get("follow")
-    if follow and wait is not None:
-        raise bad("wait answers when the job is complete, follow as it goes: give one of them")
-    if follow and ("text" in given or "fields" in given):
-        raise bad("follow answers with what the job prints: leave text and fields out")
-    if given.get("attach") and not follow and wait is None:
-        raise bad("attach ends the job when this client disconnects: give wait or follow too")
-    if given.get("fail") and wait is None:
-        raise bad("fail tells by the status how the job ended: give wait too")
+    tty, (rows, columns) = given.get("tty", bool(old.tty)), old.tty or DEFAULT_TERMINAL
+    if not tty and ("rows" in given or "cols" in given):
+        raise bad("rows and cols are for a job with a terminal: give tty too")
+    options = {name: given[name] for name in Options._fields if name in given}
+    options["args"] = given.get("arg", old.args)
+    options["tty"] = (given.get("rows", rows), given.get("cols", columns)) if tty else None
+    if "env" in given:
+        options["env"] = tuple(tuple(pair.split(b"=", 1)) for pair in given["env"])
+        if any(len(pair) < 2 or not pair[0] for pair in options["env"]):
+            raise bad("env is like NAME=VALUE")
+    return old._replace(**options)
 
 
 class OutputBody:
     """A body: what a job prints, as it comes, until it is complete; if it does not follow, what it has printed so far.
 
     What something in the background prints after that does not belong to it: there might be no end.  When bytes were
-    dropped that it has not read, the connection breaks.  When it is closed before the job is complete, on_gone(job)
-    is called, if it is not None.
+    dropped that it has not read, the connection breaks.  on_gone(job) is called if it is closed before the job is
+    complete, unless it is None.
     """
 
-    def __init__(self, client, job, which, offset, follows=True, owner=None, on_gone=None):
-        self.client, self.job, self.reader = client, job, Reader(job.output, which, offset, owner)
-        self.follows, self.on_gone = follows, on_gone
+    def __init__(self, client, job, which, offset, follows, owner=None, on_gone=None):
+        self.client, self.job, self.follows, self.on_gone = client, job, follows, on_gone
+        self.reader = Reader(job.output, which, offset, owner)
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
 
     async def read(self):
@@ -3257,7 +3214,7 @@ class OutputBody:
         return len(data), data
 
     def finish(self):
-        """Return what comes at the end."""
+        """Return what comes at the end, then b""."""
         return b""
 
     def trailers(self):
@@ -3277,40 +3234,41 @@ class JsonLog(OutputBody):
         import codecs
         super().__init__(client, job, LOG, offset, follows)
         self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in (OUT, ERR)]
-        self._ends, self._is_finished = [0, 0], False       # where the last piece of each stream ended
+        self._ends = [0, 0]         # where the last piece of each stream ended
 
     def take(self, end):
-        lines, size = [], 0
-        while len(lines) < BATCH and size < min(SLICE, end - self.reader.offset):
-            offset = self.reader.offset + size
+        begin = offset = self.reader.offset
+        lines = []
+        while len(lines) < BATCH and offset < min(end, begin + SLICE):
             stream, ms, data = self.job.output.read_piece(offset, min(SLICE, end - offset))
-            decoder = self._decoders[stream]
-            begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0   # of a character that ends here
-            self._add(lines, offset - begun, ms, stream, decoder.decode(data))
-            size += len(data)
-            self._ends[stream] = offset + len(data)
-        return size, "".join(lines).encode("utf-8", "replace")
+            lines += self._decode(stream, ms, data, offset)
+            offset += len(data)
+            self._ends[stream] = offset
+        return offset - begin, json_lines(lines)
 
     def finish(self):
         """Return what is left of a character, if no more can come, and how the job ended."""
-        job, lines, ms = self.job, [], self.job.completed // 10 ** 6
-        if job.is_complete() and not self._is_finished:
-            for stream, decoder in enumerate(self._decoders):
-                self._add(lines, self._ends[stream] - len(decoder.getstate()[0]), ms, stream, decoder.decode(b"", True))
+        job, ms, lines = self.job, self.job.completed // 10 ** 6, []
+        if job.is_complete() and self._decoders:
+            for stream in (OUT, ERR):
+                lines += self._decode(stream, ms, b"", self._ends[stream])
             if self.follows:
-                lines.append(json_line({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code}))
-        self._is_finished = True
-        return "".join(lines).encode("utf-8", "replace")
+                lines.append({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code})
+        self._decoders = ()
+        return json_lines(lines)
 
-    @staticmethod
-    def _add(lines, at, ms, stream, text):
-        if text:
-            lines.append(json_line({"at": at, "time": iso_time(ms), "stream": ("out", "err")[stream], "text": text}))
+    def _decode(self, stream, ms, data, offset):
+        """Return the line, in a list, of a piece at an offset of the log; of what is left if there is no data."""
+        decoder = self._decoders[stream]
+        begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0       # of a character that ends here
+        text = decoder.decode(data, not data)
+        return [{"at": offset - begun, "time": iso_time(ms), "stream": ("out", "err")[stream], "text": text}] if text else []
 
 
-def json_line(value):
+def json_lines(values):
     import json
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
+    return "".join(lines).encode("utf-8", "replace")
 
 
 try:        # what hmac has; but hmac itself brings 3.8 MB of libcrypto
@@ -3400,11 +3358,10 @@ class App:
 
     async def root(self, request, given):
         links = {}
-        for _, path, _, parameters, _ in ROUTES:
-            name = path.strip("/").replace("/{id}", ".byID").replace("/", ".")
+        for _, path, _, parameters, _ in ROUTES[2:]:        # without its own
+            name = path[1:].replace("/{id}", ".byID").replace("/", ".")
             query = "{?%s}" % parameters.replace(" ", ",") if parameters else ""
-            if name:
-                links.setdefault(name, path.replace("{id}", "{jobs.id}") + query)
+            links.setdefault(name, path.replace("{id}", "{jobs.id}") + query)
         return Response.json(200, {
             "links": links, "version": __version__, "host": socket.gethostname(), "user": user_name(),
             "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self._uptime(),
@@ -3421,17 +3378,10 @@ class App:
 
     # Jobs.
 
-    async def create(self, request, given):
-        if request.length == 0 and b"content-length" not in request.headers:
-            raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
-        return await self._new_job(request, given, None)
-
-    async def again(self, request, given, job):
-        return await self._new_job(request, given, job)
-
-    async def _new_job(self, request, given, old):
+    async def create(self, request, given, old=None):
         """Make a job of the body and the parameters, or else of the script and the options of the old job, if any."""
-        check_wait_and_follow(given)
+        if not old and request.length == 0 and b"content-length" not in request.headers:
+            raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
         options = new_options(given, old.options if old else PLAIN, self.max_output)
         script = await self._script(request, old)
         if self.is_stopping:
@@ -3444,13 +3394,13 @@ class App:
             self.workspace.remove(path)
             raise
         self.runner.submit(job, path)
-        headers, on_gone = [("Location", job.href)], self.runner.cancel if given.get("attach") else None
         if given.get("follow"):
-            body = OutputBody(request.client, job, LOG, 0, owner=request.client, on_gone=on_gone)
-            response = Response(201, body, TEXT, headers + [UNBUFFERED])
+            on_gone = self.runner.cancel if given.get("attach") else None
+            body = OutputBody(request.client, job, LOG, 0, True, owner=request.client, on_gone=on_gone)
+            response = Response(201, body, TEXT, [("Location", job.href), UNBUFFERED])
         else:
-            await self._wait(request, given, job, on_gone)
-            response = self._answer_job(given, job, 201, 201 if given.get("wait") is None else 202, headers)
+            await self._wait(request, given, job)
+            response = self._answer_job(given, job, 201, 202 if given.get("wait", False) is not False else 201)
         response.job = job.id
         return response
 
@@ -3464,58 +3414,52 @@ class App:
             script = script[3:]
         if not script:
             raise bad("the script is empty: POST it as the body, as by curl --data-binary @file")
-        boundary = script.startswith(b"--") and re.search(b'^multipart/.*boundary="?([^";,]+)',
-                                                          request.headers.get(b"content-type", b""), re.I)
+        boundary = re.match(b'multipart/.*boundary="?([^";,]+)', request.headers.get(b"content-type", b""), re.I)
         if boundary and script.startswith(b"--" + boundary.group(1)):
             raise bad("a form, as curl -F makes it, is no script: POST the script, as by curl --data-binary @file")
         return script if script.startswith(b"#!") else b"#!" + self.shell + b"\n" + script
 
-    @staticmethod
-    async def _wait(request, given, job, on_gone=None):
-        """Wait for the end of the job, if that is asked for; call on_gone(job) if the client disconnects."""
+    async def _wait(self, request, given, job):
+        """Wait for the end of the job, if that is asked for."""
         seconds = given.get("wait")
         if not seconds or job.is_complete():
             return
         try:
-            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds == FOREVER else seconds))
+            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
         except ClientGone:
-            if on_gone:
-                on_gone(job)
+            if given.get("attach"):
+                self.runner.cancel(job)
             raise
 
-    def _answer_job(self, given, job, complete, running, headers):
+    def _answer_job(self, given, job, complete, running):
         """Answer with the job, and the status for one that is complete or not, or has failed if that is asked for."""
-        status = complete if job.is_complete() else running
-        return self._answer_jobs(424 if given.get("fail") and job.has_failed() else status, given, [job], headers)
+        status = 424 if given.get("fail") and job.has_failed() else complete if job.is_complete() else running
+        return self._answer_jobs(status, given, [job], [("Location", job.href)])
 
     @staticmethod
     def _answer_jobs(status, given, jobs, headers=()):
         """Answer with the jobs as JSON, or as text if that is asked for."""
-        write, content_type = (jobs_text, TEXT) if given.get("text") else (jobs_json, JSON)
-        return Response.of_pieces(status, write(jobs, shown_fields(given)), content_type, headers)
+        write, fields, content_type = ((jobs_text, TEXT_FIELDS, TEXT) if given.get("text") else
+                                       (jobs_json, DEFAULT_FIELDS, JSON))
+        return Response.of_pieces(status, write(jobs, given.get("fields", fields)), content_type, headers)
 
     async def list(self, request, given):
         jobs = self.store.select(given.get("state") or None, given.get("label") or None, given.get("last"))
         return self._answer_jobs(200, given, jobs)
 
-    async def delete_all(self, request, given):
+    async def get(self, request, given, job):
+        await self._wait(request, given, job)
+        return self._answer_job(given, job, 200, 202)
+
+    async def delete(self, request, given, *job):
+        """End and forget the job, or all with that state and label."""
         for name, value in given.items():
             if not value:               # as from a variable of the shell that is not set
                 raise bad("%s is empty: give a value, or leave it out for all", name)
-        jobs = self.store.select(given.get("state"), given.get("label"))
-        for job in jobs:
-            self.store.remove(job)
+        jobs = job or self.store.select(given.get("state"), given.get("label"))
+        for each in jobs:
+            self.store.remove(each)
         await self.runner.end_or_release(jobs)
-        return Response(204)
-
-    async def get(self, request, given, job):
-        check_wait_and_follow(given)
-        await self._wait(request, given, job)
-        return self._answer_job(given, job, 200, 202, [("Location", job.href)])
-
-    async def delete(self, request, given, job):
-        self.store.remove(job)
-        await self.runner.end_or_release([job])
         return Response(204)
 
     async def script(self, request, given, job):
@@ -3526,81 +3470,52 @@ class App:
         await self._wait(request, given, job)
         return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
 
-    # Output.
-
-    async def out(self, request, given, job):
-        return await self._output(request, given, job, OUT)
-
-    async def err(self, request, given, job):
-        return await self._output(request, given, job, ERR)
-
-    async def log(self, request, given, job):
-        output, offset = job.output, given.get("from")
-        if not given.get("json"):
-            if offset is not None:
-                raise bad("from is a position in the log as log?json tells it: give json too")
-            return await self._output(request, given, job, LOG)
-        if offset is None:
-            offset = await self._beginning(given, output, LOG)
-        elif "tail" in given:
-            raise bad("from and tail both say where to begin: give one of them")
-        elif offset > output.end[LOG]:
-            raise Error("range not satisfiable", "the log has %d bytes" % output.end[LOG])
-        body = JsonLog(request.client, job, max(offset, output.start[LOG]), given.get("follow"))
-        return Response(200, body, JSON_LINES, [("Rtot-Dropped", str(output.start[LOG])), UNBUFFERED])
-
-    async def _beginning(self, given, output, which):
-        """Return the offset at which to begin: that of the last lines, or of what is kept."""
-        lines = given.get("tail")
-        return output.start[which] if lines is None else await output.tail(which, lines, self.loop.breathe)
-
-    async def _output(self, request, given, job, which):
-        """Answer with what the job has printed: all, from the byte that Range names, or the last lines.
+    async def output(self, request, given, job, which):
+        """Answer with what the job has printed: all, from the byte that Range or `from` names, or the last lines.
 
         206 tells that bytes before the first may be missing: they were dropped, or Range did not ask for them.
         """
-        follow, output = given.get("follow", False), job.output
-        first = self._range(request) if which != LOG else None
-        if first is not None and "tail" in given:
-            raise bad("Range and tail both say where to begin: give one of them")
-        offset = await self._beginning(given, output, which) if first is None else first
+        output, follow = job.output, given.get("follow", False)
+        first = given.get("from") if which == LOG else range_start(request)
+        offset = output.start[which] if first is None else first
+        if "tail" in given:
+            if first is not None:
+                raise bad("Range and tail do not go together: give one of them")
+            offset = await output.tail(which, given["tail"], self.loop.breathe)
         start, end = output.start[which], output.end[which]
-        if offset > end or first is not None and not follow and offset == end:
+        if offset > end or first == end and which != LOG and not follow:
             raise Error("range not satisfiable", "there are %d bytes" % end, [("Content-Range", "bytes */%d" % end)])
         offset, headers, status = max(offset, start), [("Rtot-Dropped", str(start))], 200
+        if follow:
+            headers.append(UNBUFFERED)
+        if given.get("json"):
+            return Response(200, JsonLog(request.client, job, offset, follow), JSON_LINES, headers)
         if first is not None or offset == start > 0:
-            status, last = 206, MOST_BYTES if follow else max(end - 1, offset)
+            last = MOST_BYTES if follow else max(end - 1, offset)
             whole = str(end) if job.is_complete() and not follow else "*"
             headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
+            status = 206
         if not follow and end - offset <= SLICE:
             return Response(status, b"".join(kept_pieces(output, which, offset, end)), TEXT, headers)
-        return Response(status, OutputBody(request.client, job, which, offset, follow), TEXT,
-                        headers + [UNBUFFERED] if follow else headers, None if follow else end - offset)
-
-    @staticmethod
-    def _range(request):
-        """Return the N of Range: bytes=N-, or None; others are as if there were none, which RFC 9110, 14.2 allows.
-
-        If-Range asks for a validator, which these bodies have not.
-        """
-        match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
-        return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
+        body = OutputBody(request.client, job, which, offset, follow)
+        return Response(status, body, TEXT, headers, None if follow else end - offset)
 
     # Talking to a job.
 
     async def stdin(self, request, given, job):
         if not (job.options.stdin or job.options.tty):
             raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
-        eof, body = given.get("eof", False), request.body
+        body = request.body
         body.timeout = None             # what makes the input may take its time
         await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
         while True:
             data = await body.read()
-            if data or eof and body.ended:
+            eof = body.ended and given.get("eof", False)
+            if data or eof:
                 process = self.runner.process(job)
                 if process is None:
                     raise Error("conflict", "standard input of job %d is closed" % job.id)
-                await request.client.attend(feed(self.loop, process, data, eof and body.ended))
+                await request.client.attend(feed(self.loop, process, data, eof))
             if body.ended:
                 return Response(204)
 
@@ -3623,6 +3538,15 @@ class App:
         return Response(204)
 
 
+def range_start(request):
+    """Return the N of Range: bytes=N-, or None; others are as if there were none, which RFC 9110, 14.2 allows.
+
+    If-Range asks for a validator, which these bodies have not.
+    """
+    match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
+    return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
+
+
 @functools.lru_cache(maxsize=1)
 def user_name():
     import pwd
@@ -3635,13 +3559,11 @@ def user_name():
 @functools.lru_cache(maxsize=128)
 def find_route(method, path):
     """Return (a row of ROUTES, the number of a job as text or None)."""
-    parts = path.split("/")
-    if len(parts) > 2 and not parts[-1]:
-        if method == "DELETE":
-            raise bad("DELETE %s: leave the last slash out, or name a job behind it if a variable was empty", path)
-        parts.pop()             # /jobs/ is /jobs
-    number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
-    key = "/".join(parts if number is None else parts[:2] + ["{id}"] + parts[3:])
+    place = path[:-1] if path[1:].endswith("/") else path       # /jobs/ is /jobs
+    if place != path and method == "DELETE":
+        raise bad("DELETE %s: leave the last slash out, or name a job behind it if a variable was empty", path)
+    match = re.match("/jobs/([^/]*)", place)
+    number, key = (match.group(1), "/jobs/{id}" + place[match.end():]) if match else (None, place)
     methods = {route[0]: route for route in ROUTES if route[1] == key}
     if not methods and path.startswith("/"):        # but * and host:80, of OPTIONS and CONNECT
         raise Error("not found", "there is nothing at %s; GET / lists what there is" % path)
@@ -3668,15 +3590,15 @@ ROUTES = (          # method, path, handler, parameters, whether there is a body
     ("GET", "/ping", App.ping, "", False),
     ("GET", "/jobs", App.list, "state label last fields text", False),
     ("POST", "/jobs", App.create, NEW, True),
-    ("DELETE", "/jobs", App.delete_all, "state label", False),
+    ("DELETE", "/jobs", App.delete, "state label", False),
     ("GET", "/jobs/{id}", App.get, "fields text wait fail", False),
     ("DELETE", "/jobs/{id}", App.delete, "", False),
-    ("GET", "/jobs/{id}/out", App.out, "follow tail", False),
-    ("GET", "/jobs/{id}/err", App.err, "follow tail", False),
-    ("GET", "/jobs/{id}/log", App.log, "follow tail json from", False),
+    ("GET", "/jobs/{id}/out", functools.partial(App.output, which=OUT), "follow tail", False),
+    ("GET", "/jobs/{id}/err", functools.partial(App.output, which=ERR), "follow tail", False),
+    ("GET", "/jobs/{id}/log", functools.partial(App.output, which=LOG), "follow tail json from", False),
     ("GET", "/jobs/{id}/script", App.script, "", False),
     ("GET", "/jobs/{id}/exit", App.exit, "wait", False),
-    ("POST", "/jobs/{id}/again", App.again, NEW, True),
+    ("POST", "/jobs/{id}/again", App.create, NEW, True),
     ("POST", "/jobs/{id}/stdin", App.stdin, "eof", True),
     ("POST", "/jobs/{id}/kill", App.kill, "signal grace", False),
     ("POST", "/jobs/{id}/resize", App.resize, "rows cols", False),
@@ -3861,19 +3783,7 @@ def split_address(text):
     return "" if host == "*" else host.strip("[]"), int(port)       # * for all is common, and no name
 
 
-def checked(pattern, right, convert=int):
-    """Return a type of option: a function that converts text which matches, and else says what would be right."""
-    def parse(text):
-        if not re.fullmatch(pattern, text, re.ASCII):
-            import argparse
-            raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
-        return convert(text)
-    return parse
-
-
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}        # s
-parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G", size_in_bytes)
-parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
 parse_positive = checked("0*[1-9][0-9]{0,8}", "whole number over 0")
 parse_form = checked("text|json", "format: text or json", str)
 parse_time = checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
