@@ -3054,8 +3054,8 @@ def page():
 
 MOST_BYTES = 2 ** 53 - 1        # the end of a body that grows: RFC 8673, 2.2
 REPEATABLE = ("arg", "env")
-EXCLUSIVE = ("wait follow", "follow text", "follow fields", "from tail")        # parameters that do not go together
-NEEDED = {"attach": "wait follow", "fail": "wait", "from": "json"}      # one of these has to be given too
+EXCLUSIVE = ("wait follow", "follow text", "follow fields", "from tail")        # one of these at most
+NEEDED = {"attach": "wait follow", "fail": "wait", "from": "json"}              # to a parameter, one of these
 
 
 def bad(message, *values):
@@ -3065,7 +3065,7 @@ def bad(message, *values):
 def checked(pattern, right, convert=int):
     """Return a type of option or parameter: a function that converts text, or else says what would be right.
 
-    The text has to match, and convert(text) is None if it is wrong all the same.
+    Text that does not match is wrong, and text for which `convert` returns None.
     """
     def parse(text):
         value = convert(text) if re.fullmatch(pattern, text, re.ASCII) else None
@@ -3074,10 +3074,6 @@ def checked(pattern, right, convert=int):
             raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
         return value
     return parse
-
-
-def size_in_bytes(text):
-    return int(text.rstrip("KMGkmg")) << {"K": 10, "M": 20, "G": 30}.get(text[-1].upper(), 0)
 
 
 def field_names(text):
@@ -3096,11 +3092,13 @@ def number_of_signal(text):
 
 FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 WAITS = {"": True, "true": True, "false": False}        # True is as long as it takes
-SECONDS, LIKE_SECONDS = r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})", "number of seconds, like 5 or 0.5"
+SECONDS = r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})"
+SHIFTS = {"K": 10, "M": 20, "G": 30}
 
-parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G", size_in_bytes)
+parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G",
+                     lambda text: int(text.rstrip("KMGkmg")) << SHIFTS.get(text[-1].upper(), 0))
 parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
-parse_flag = checked(".*", "flag: give it alone, =1 or =true, and =0 or =false for no", FLAGS.get)
+parse_flag = checked(".*", "flag: give it alone, =1 or =true, or =0 or =false for no", FLAGS.get)
 parse_side = checked("[0-9]{1,9}", "whole number from 1 to 65535",
                      lambda text: int(text) if 1 <= int(text) <= 65535 else None)
 
@@ -3109,14 +3107,14 @@ PARAMETERS = {
     "label": str, "state": checked("|".join(STATES) + "|", "state; there are: " + " ".join(STATES), str),
     "attach": parse_flag, "eof": parse_flag, "fail": parse_flag, "follow": parse_flag, "json": parse_flag,
     "stdin": parse_flag, "text": parse_flag, "tty": parse_flag,
-    "grace": checked(SECONDS, LIKE_SECONDS, float),
-    "timeout": checked("(?=.*[1-9])" + SECONDS, LIKE_SECONDS + ", over 0", float),
-    "wait": checked(SECONDS + "|true|false|", LIKE_SECONDS,
+    "grace": checked(SECONDS, "number of seconds, like 5 or 0.5", float),
+    "timeout": checked("(?=.*[1-9])" + SECONDS, "number of seconds over 0, like 5 or 0.5", float),
+    "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",
                     lambda text: WAITS[text] if text in WAITS else float(text)),
     "rows": parse_side, "cols": parse_side, "max_output": parse_size, "last": parse_count, "tail": parse_count,
     "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
     "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
-    "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d"
+    "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, and 1 to %d"
                       % (signal.NSIG - 1), number_of_signal),
 }
 
@@ -3137,7 +3135,7 @@ def parse_parameters(query, known):
         if name in values and name not in REPEATABLE:
             raise bad("%s may be given once", name)
         if b"\0" in value:
-            raise bad("%s has a NUL byte, which no argument can have", name)
+            raise bad("%s has a NUL byte", name)
         convert = PARAMETERS[name]
         try:
             values.setdefault(name, []).append(convert(value if convert is bytes else readable(value)))
@@ -3145,12 +3143,12 @@ def parse_parameters(query, known):
             raise bad("%s: %s", name, error)
     given = {name: tuple(each) if name in REPEATABLE else each[0] for name, each in values.items()}
     effective = {name for name, value in given.items() if value is not False}
-    for one, other in map(str.split, EXCLUSIVE):
-        if {one, other} <= effective:
-            raise bad("%s and %s do not go together: give one of them", one, other)
+    for names in EXCLUSIVE:
+        if effective.issuperset(names.split()):
+            raise bad("give one of these, not both: %s", names)
     for name, others in NEEDED.items():
         if name in effective and effective.isdisjoint(others.split()):
-            raise bad("%s needs %s: give that too", name, others.replace(" ", " or "))
+            raise bad("%s needs %s: give it too", name, others.replace(" ", " or "))
     return given
 
 
@@ -3197,8 +3195,7 @@ class OutputBody:
                 raise ClientGone()
             end = output.end[reader.which] if self.end is None else self.end
             if reader.offset < end:
-                count, data = self.take(end)
-                reader.advance(count)
+                data = self.take(end)
                 if data:
                     return data
             elif self.end is not None:
@@ -3208,10 +3205,11 @@ class OutputBody:
                     lambda: reader.offset < output.end[reader.which] or job.is_complete()))
 
     def take(self, end):
-        """Return how many bytes are taken of the output, up to `end`, and what they become in the answer."""
-        which, offset = self.reader.which, self.reader.offset
-        data = self.job.output.read(which, offset, min(WIDE_READ_SIZE, end - offset))
-        return len(data), data
+        """Read some of the output, up to `end`; return what that becomes in the answer, maybe b""."""
+        reader = self.reader
+        data = self.job.output.read(reader.which, reader.offset, min(WIDE_READ_SIZE, end - reader.offset))
+        reader.advance(len(data))
+        return data
 
     def finish(self):
         """Return what comes at the end, then b""."""
@@ -3237,14 +3235,12 @@ class JsonLog(OutputBody):
         self._ends = [0, 0]         # where the last piece of each stream ended
 
     def take(self, end):
-        begin = offset = self.reader.offset
-        lines = []
-        while len(lines) < BATCH and offset < min(end, begin + SLICE):
-            stream, ms, data = self.job.output.read_piece(offset, min(SLICE, end - offset))
-            lines += self._decode(stream, ms, data, offset)
-            offset += len(data)
-            self._ends[stream] = offset
-        return offset - begin, json_lines(lines)
+        reader, lines, last = self.reader, [], min(end, self.reader.offset + SLICE)
+        while len(lines) < BATCH and reader.offset < last:
+            stream, ms, data = self.job.output.read_piece(reader.offset, min(SLICE, end - reader.offset))
+            lines += self._decode(stream, ms, data, reader.offset)
+            reader.advance(len(data))
+        return json_lines(lines)
 
     def finish(self):
         """Return what is left of a character, if no more can come, and how the job ended."""
@@ -3261,8 +3257,10 @@ class JsonLog(OutputBody):
         """Return the line, in a list, of a piece at an offset of the log; of what is left if there is no data."""
         decoder = self._decoders[stream]
         begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0       # of a character that ends here
-        text = decoder.decode(data, not data)
-        return [{"at": offset - begun, "time": iso_time(ms), "stream": ("out", "err")[stream], "text": text}] if text else []
+        self._ends[stream] = offset + len(data)
+        value = {"at": offset - begun, "time": iso_time(ms), "stream": ("out", "err")[stream],
+                 "text": decoder.decode(data, not data)}
+        return [value] if value["text"] else []
 
 
 def json_lines(values):
@@ -3305,7 +3303,7 @@ class App:
         job = () if number is None else (self._find_job(number),)
         given = parse_parameters(request.query, known)
         for name in CONDITIONS.intersection(headers) if not reads else ():
-            raise bad("rtot knows no conditions, and would ignore the header %s: leave it out", name.decode("ascii"))
+            raise bad("rtot would ignore the header %s: leave it out", name.decode("ascii"))
         if not takes_body:
             await self._refuse_body(request)
         elif headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
@@ -3342,7 +3340,7 @@ class App:
         elif re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
             job = self.store.get(int(text))
         else:
-            raise Error("invalid job number", '"%s" is no number of a job, nor last: GET /jobs lists them' % text)
+            raise Error("invalid job number", '"%s" is no number of a job, nor last' % text)
         if job is None:
             raise Error("no such job", "there is no job %s, or no longer" % text, jobs=[])
         return job
@@ -3422,10 +3420,9 @@ class App:
     async def _wait(self, request, given, job):
         """Wait for the end of the job, if that is asked for."""
         seconds = given.get("wait")
-        if not seconds or job.is_complete():
-            return
         try:
-            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
+            if seconds and not job.is_complete():
+                await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
         except ClientGone:
             if given.get("attach"):
                 self.runner.cancel(job)
@@ -3480,7 +3477,7 @@ class App:
         offset = output.start[which] if first is None else first
         if "tail" in given:
             if first is not None:
-                raise bad("Range and tail do not go together: give one of them")
+                raise bad("give one of these, not both: Range tail")
             offset = await output.tail(which, given["tail"], self.loop.breathe)
         start, end = output.start[which], output.end[which]
         if offset > end or first == end and which != LOG and not follow:
@@ -3520,10 +3517,8 @@ class App:
                 return Response(204)
 
     async def kill(self, request, given, job):
-        number, grace = given.get("signal"), given.get("grace")
-        if number is None:
-            number, grace = signal.SIGTERM, GRACE if grace is None else grace
-        await self.runner.kill(job, number, grace)
+        grace = given.get("grace", None if "signal" in given else GRACE)
+        await self.runner.kill(job, given.get("signal", signal.SIGTERM), grace)
         return Response(204)
 
     async def resize(self, request, given, job):
@@ -3539,10 +3534,7 @@ class App:
 
 
 def range_start(request):
-    """Return the N of Range: bytes=N-, or None; others are as if there were none, which RFC 9110, 14.2 allows.
-
-    If-Range asks for a validator, which these bodies have not.
-    """
+    """Return the N of Range: bytes=N-, or None: others may be ignored, and with If-Range all (RFC 9110, 14.2, 13.1.5)."""
     match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
     return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
 
