@@ -3216,8 +3216,7 @@ class OutputBody:
         return b""
 
     def trailers(self):
-        """Return how the job has ended, and that nothing was dropped since the answer began."""
-        return [("Rtot-Exit", str(self.job.exit_code)), ("Rtot-Dropped", "0")] if self.follows else ()
+        return [("Rtot-Exit", str(self.job.exit_code))] if self.follows else ()
 
     def close(self):
         self.reader.close()
@@ -3337,7 +3336,7 @@ class App:
         """Return the job of that number, or the last."""
         if text == "last":
             job = next(iter(self.store.select(last=1)), None)
-        elif re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
+        elif re.fullmatch("-?[0-9]{1,18}", text, re.ASCII):
             job = self.store.get(int(text))
         else:
             raise Error("invalid job number", '"%s" is no number of a job, nor last' % text)
@@ -3397,8 +3396,8 @@ class App:
             body = OutputBody(request.client, job, LOG, 0, True, owner=request.client, on_gone=on_gone)
             response = Response(201, body, TEXT, [("Location", job.href), UNBUFFERED])
         else:
-            await self._wait(request, given, job)
-            response = self._answer_job(given, job, 201, 202 if given.get("wait", False) is not False else 201)
+            running = 201 if given.get("wait", False) is False else 202
+            response = await self._answer_job(request, given, job, 201, running)
         response.job = job.id
         return response
 
@@ -3428,8 +3427,9 @@ class App:
                 self.runner.cancel(job)
             raise
 
-    def _answer_job(self, given, job, complete, running):
-        """Answer with the job, and the status for one that is complete or not, or has failed if that is asked for."""
+    async def _answer_job(self, request, given, job, complete, running):
+        """Wait and answer with the job, and the status for one that is complete or not, or 424 for one that failed."""
+        await self._wait(request, given, job)
         status = 424 if given.get("fail") and job.has_failed() else complete if job.is_complete() else running
         return self._answer_jobs(status, given, [job], [("Location", job.href)])
 
@@ -3445,8 +3445,7 @@ class App:
         return self._answer_jobs(200, given, jobs)
 
     async def get(self, request, given, job):
-        await self._wait(request, given, job)
-        return self._answer_job(given, job, 200, 202)
+        return await self._answer_job(request, given, job, 200, 202)
 
     async def delete(self, request, given, *job):
         """End and forget the job, or all with that state and label."""
@@ -3522,7 +3521,7 @@ class App:
         return Response(204)
 
     async def resize(self, request, given, job):
-        if "rows" not in given or "cols" not in given:
+        if len(given) < 2:
             raise bad("give both, as ?rows=24&cols=80")
         if not job.options.tty:
             raise Error("conflict", "job %d has no terminal: POST /jobs?tty gives one" % job.id)
@@ -3534,7 +3533,7 @@ class App:
 
 
 def range_start(request):
-    """Return the N of Range: bytes=N-, or None: others may be ignored, and with If-Range all (RFC 9110, 14.2, 13.1.5)."""
+    """Return the N of Range: bytes=N-; None for others, which may be ignored (RFC 9110, 14.2), and with If-Range."""
     match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
     return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
 
