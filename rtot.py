@@ -2761,7 +2761,7 @@ h1, h2 { font-size: 1.1rem; } .soft, small, label, summary { color: var(--soft);
 .failed { color: var(--bad); } .running, #status { color: var(--run); } h1, #back, .done { color: var(--main); }
 .row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } .wide { flex: 1; } .bold { font-weight: 700; }
 .stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
-.panel { background: var(--panel); border-radius: 8px; padding: 1rem; min-width: 0; } header { padding: .625rem 1rem; }
+.panel { background: var(--panel); border-radius: 8px; padding: 1rem; } header { padding: .625rem 1rem; }
 #work { padding: 0 1rem 1rem; gap: 1rem; } button, input, textarea { font: inherit; color: var(--ink); background: none;
   border: 1px solid var(--edge); border-radius: 5px; padding: .25rem .75rem; } #forget, #delete { margin-left: auto; }
 .main { background: var(--main); color: var(--panel); } :disabled, ::placeholder { color: var(--soft); opacity: 1; }
@@ -2772,7 +2772,7 @@ textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu S
 #list a > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list small { grid-column: 2 / 4; }
 #list a:hover, [aria-current=true] { background: var(--bg); } #list [aria-current=true] { border-color: var(--main); }
 pre, #output { white-space: pre-wrap; overflow: auto; background: var(--bg); border-radius: 5px; padding: .5rem; }
-pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; min-height: 14rem; height: 65vh; }
+pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; height: 65vh; }
 #output div { padding-left: 1.75rem; border-left: 3px solid transparent; position: relative; min-height: 1.5em; }
 #output .err { color: var(--bad); border-color: var(--bad); } #output .err::after { content: "err" / "standard error";
   position: absolute; left: .125rem; top: .125em; font-size: .6875rem; } #output .err + .err::after { content: none; }
@@ -2793,14 +2793,14 @@ pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; min-
 PAGE_SCRIPT = r""""use strict";
 const KEPT = 30000, LIMIT = 1 << 22, WIDEST = 1 << 16, TURN = 1000;     // log: lines, characters; line; lines per draw
 const PERIOD = 1000, GRACE = 5000, NEAR = 2000, rows = new Map(), stopping = new Map();   // ms, ms, matches; by job id
-const fields = "fields=exit,timed_out,held,create,start,duration,label,line,tty,out_bytes,err_bytes";
+const fields = "fields=create,start,duration,label,line,tty,out_bytes,err_bytes";
 let secret = sessionStorage.getItem("rtot-secret") || "", server = "", gone, polling, timer, changes = 0, shown = 100;
 let stream = new AbortController(), log, drawing, match, edited, recalled = 0, chosen = null;
-const $ = id => document.getElementById(id), texts = ["editor", "label", "timeout", "args"], sent = [];
+const $ = id => document.getElementById(id), texts = ["editor", "label", "timeout", "args", "rows", "cols"], sent = [];
 const fail = (message, status = 0) => Promise.reject(Object.assign(new Error(message), {status}));
 const put = (id, text) => { const node = $(id) || id; if (node.textContent !== text) node.textContent = text; };
 const make = (tag, text, className) => Object.assign(document.createElement(tag), {textContent: text, className});
-const lost = () => fail("The server cannot be reached"), date = s => new Date(s.slice(0, 19).replace(" ", "T") + "Z");
+const lost = () => fail("The server cannot be reached");
 const local = time => new Date(time - time.getTimezoneOffset() * 60000).toISOString().replace("T", " ").slice(0, 23);
 const span = s => (s < 60 ? "" : s < 3600 ? `${s / 60 | 0} min ` : `${s / 3600 | 0} h ${s % 3600 / 60 | 0} min `) +
   +(s % 60).toFixed(s < 10) + " s";
@@ -2845,15 +2845,16 @@ function update(job) {                      // in the list, and at the head of i
     link.ariaCurrent = id === chosen; item.append(link); rows.set(id, link); $("list").insertBefore(item, before); }
   const word = told ? "stopping" : job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state);
   const kind = !over ? "running" : word === "done" ? word : "failed", link = rows.get(id), {children} = link;
-  const since = local(date(job.state === "new" ? job.create : job.start)), took = over ? "ran for " : "running for ";
-  const when = [label, since.slice(5, 16), took + span(job.duration)], more = when.filter(Boolean).join(" \u00b7 ");
+  const begun = (job.state === "new" ? job.create : job.start).slice(0, 19).replace(" ", "T") + "Z";
+  const since = local(new Date(begun)), took = (over ? "ran for " : "running for ") + span(job.duration);
+  const more = [label, since.slice(5, 16), took].filter(Boolean).join(" \u00b7 ");
   job.word = word + (job.held ? ", held" : ""); children[2].className = kind; link.job = job;
   [String(id), job.line, job.word, more].forEach((text, index) => put(children[index], text));
   if (id !== chosen) return; const late = told && Date.now() - told > GRACE;
   $("state").className = kind; put("state", job.word); document.title = `Job ${id} ${job.word} on ${server}`;
   put("title", `Job ${id}${label && ": " + label}`); $("job").hidden = false; put("none", "");
   put("stop", late ? "Kill" : told ? "Stopping" : "Stop"); $("stop").disabled = over ? !job.held : told && !late;
-  put("when", `Started ${since.slice(0, 19)}, ${when[2]}`); $("input").hidden = over;
+  put("when", `Started ${since.slice(0, 19)}, ${took}`); $("input").hidden = over;
   if (log.create !== job.create) begin(job); log.job = job; draw(); }       // begin: another job, or another server's
 function filter() {
   const words = $("filter").value.toLowerCase().split(/\s+/), links = [...rows.values()];
@@ -2955,13 +2956,12 @@ function edit(job) {                        // fills the form with a job, whose 
   const values = job ? {...job, ...job.tty, editor: job.script, args: job.args.join("\n")} : {}, {id, tty} = values;
   $("run").reset(); $("options").open = !!job; $("tty").checked = tty; $("fresh").hidden = !job; edited = {id};
   put("editing", job ? `Job ${id}, with its environment` : ""); if (job && innerWidth < 960) location.hash = "";
-  for (const name of tty ? ["rows", "cols"] : []) $(name).value = values[name];
-  for (const name of texts) { $(name).value = values[name] || ""; edited[name] = $(name).value; }
+  for (const name of texts) { $(name).value = values[name] ?? $(name).value; edited[name] = $(name).value; }
   for (const name of ["timeout", "args"]) $(name).required = edited[name]; if (job) $("args").focus(); }
 const start = async (path, body) => { location.hash = "job/" + (await json(path, "POST", body)).jobs[0].id; };
 on("run", "submit", () => {                 // an edited job keeps what is not sent
   const query = new URLSearchParams({fields: "id", tty: +$("tty").checked}), script = $("editor").value, {id} = edited;
-  for (const name of [...texts.slice(1), ...$("tty").checked ? ["rows", "cols"] : []])
+  for (const name of texts.slice(1, $("tty").checked ? 6 : 4))        // the size is for a terminal alone
     for (const value of $(name).value === edited[name] ? [] : $(name).value.replace(/\n$/, "").split("\n"))
       query.append(name === "args" ? "arg" : name, value);
   if ($("stdin").checked) query.append("stdin", 1);
@@ -2979,8 +2979,9 @@ on("more", "click", () => { shown += 100; }); on("sign-in", "submit", () => { se
 on("save", "click", async () => Object.assign(make("a"), {download: `job-${chosen}.log`,
   href: URL.createObjectURL(await (await api(`jobs/${chosen}/log`)).blob())}).click());
 on("copy", "click", () => {                 // navigator.clipboard is missing where the page comes by plain HTTP
-  const fill = event => event.clipboardData.setData("text/plain", log.lines.map(line => line.text + "\n").join(""));
-  addEventListener("copy", event => { fill(event); event.preventDefault(); }, {once: true});
+  addEventListener("copy", event => {
+    event.clipboardData.setData("text/plain", log.lines.map(line => line.text + "\n").join(""));
+    event.preventDefault(); }, {once: true});
   put("copy", document.execCommand("copy") ? "Copied" : "Not allowed"); setTimeout(put, 2000, "copy", "Copy all"); });
 const send = (body, query = "") => api(`jobs/${chosen}/stdin${query}`, "POST", body);
 on("input", "submit", () => {
