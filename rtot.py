@@ -3200,7 +3200,7 @@ class OutputBody:
                 if data:
                     return data
             elif self.end is not None:
-                return self.finish()
+                return b""
             else:
                 await self.client.attend(job.changed.wait_for(
                     lambda: reader.offset < output.end[reader.which] or job.is_complete()))
@@ -3211,10 +3211,6 @@ class OutputBody:
         data = self.job.output.read(reader.which, reader.offset, min(WIDE_READ_SIZE, end - reader.offset))
         reader.advance(len(data))
         return data
-
-    def finish(self):
-        """Return what comes at the end, then b""."""
-        return b""
 
     def trailers(self):
         return [("Rtot-Exit", str(self.job.exit_code))] if self.follows else ()
@@ -3234,6 +3230,9 @@ class JsonLog(OutputBody):
         self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in (OUT, ERR)]
         self._ends = [0, 0]         # where the last piece of each stream ended
 
+    async def read(self):
+        return await super().read() or self._finish()
+
     def take(self, end):
         reader, lines, last = self.reader, [], min(end, self.reader.offset + SLICE)
         while len(lines) < BATCH and reader.offset < last:
@@ -3242,8 +3241,8 @@ class JsonLog(OutputBody):
             reader.advance(len(data))
         return json_lines(lines)
 
-    def finish(self):
-        """Return what is left of a character, if no more can come, and how the job ended."""
+    def _finish(self):
+        """Return what is left of a character, if no more can come, and how the job ended; b"" after that."""
         job, ms, lines = self.job, self.job.completed // 10 ** 6, []
         if job.is_complete() and self._decoders:
             for stream in (OUT, ERR):
