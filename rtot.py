@@ -10,7 +10,7 @@ Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, s
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
 the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
 that is raised on the way is answered in Connection._serve_one.
-A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
+A job: App.create reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
 rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile
 Capture.read takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
