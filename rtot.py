@@ -2806,7 +2806,7 @@ const span = s => (s < 60 ? "" : s < 3600 ? `${s / 60 | 0} min ` : `${s / 3600 |
   +(s % 60).toFixed(s < 10) + " s";
 async function api(path, method = "GET", body, signal) {        // throws an error with a status, 0 if nothing answers
   const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
-  const headers = {"Rtot-Secret": text, "Accept": "application/json"};      // as text/html, GET / is this page
+  const headers = {"Rtot-Secret": text};
   if (method === "GET" && /^jobs(\/\d+)?\?/.test(path)) headers["Rtot-Poll"] = 1;    // not counted by --idle-exit
   const response = await fetch(path, {headers, method, body, signal}).catch(lost), {ok, status} = response;
   const {message = "HTTP status " + status} = ok ? {} : await response.json().catch(() => ({}));
@@ -2863,7 +2863,7 @@ function filter() {
   put("empty", links.some(link => !link.parentNode.hidden) ? "" : links.length ? "No job matches." : "No jobs yet."); }
 function choose() {                         // shows what the address names; takes a secret out of it at once
   const {hash} = location, given = new URLSearchParams(hash.slice(1)).get("secret"), job = /^#job\/(\d+)$/.exec(hash);
-  if (given !== null) { secret = given; history.replaceState(null, "", location.pathname + location.search); }
+  if (given !== null) { secret = given; history.replaceState(null, "", "#"); }
   const listed = $("list").contains(document.activeElement); chosen = job && +job[1]; put("trouble", "");
   none(chosen === null ? "No job chosen." : ""); $("work").classList.toggle("chosen", chosen !== null); scrollTo(0, 0);
   for (const [id, link] of rows) link.ariaCurrent = id === chosen;
@@ -2949,9 +2949,10 @@ async function describe() {                 // the script and the options, if th
   const mine = log, names = ["args", "cwd", "timeout", "tty", "pid"]; if (!$("details").open || !mine.create) return;
   const {jobs: [job]} = await json(`jobs/${mine.id}?fields=script,${names}`); if (mine !== log) return;
   put("facts", names.map(name => `${name}: ${JSON.stringify(job[name])}`).join("\n")); put("script", job.script); }
-const on = (id, event, work, busy) => $(id).addEventListener(event, async event => {    // two quick presses are one
-  event.preventDefault(); if (busy) return; busy = true; put("trouble", "");
-  try { await work(); } catch (error) { report(error); } busy = false; changes += 1; poll(); });
+function on(id, work) {                     // of a button or a form; two quick presses are one
+  let busy = false; $(id)[$(id).localName === "form" ? "onsubmit" : "onclick"] = async event => {
+    event.preventDefault(); if (busy) return; busy = true; put("trouble", "");
+    try { await work(); } catch (error) { report(error); } busy = false; changes += 1; poll(); }; }
 function edit(job) {                        // fills the form with a job, whose options one can replace, or empties it
   const values = job ? {...job, ...job.tty, editor: job.script, args: job.args.join("\n")} : {}, {id, tty} = values;
   $("run").reset(); $("options").open = !!job; $("tty").checked = tty; $("fresh").hidden = !job; edited = {id};
@@ -2959,39 +2960,39 @@ function edit(job) {                        // fills the form with a job, whose 
   for (const name of texts) { $(name).value = values[name] ?? $(name).value; edited[name] = $(name).value; }
   for (const name of ["timeout", "args"]) $(name).required = edited[name]; if (job) $("args").focus(); }
 const start = async (path, body) => { location.hash = "job/" + (await json(path, "POST", body)).jobs[0].id; };
-on("run", "submit", () => {                 // an edited job keeps what is not sent
+on("run", () => {                           // an edited job keeps what is not sent
   const query = new URLSearchParams({fields: "id", tty: +$("tty").checked}), script = $("editor").value, {id} = edited;
   for (const name of texts.slice(1, $("tty").checked ? 6 : 4))        // the size is for a terminal alone
     for (const value of $(name).value === edited[name] ? [] : $(name).value.replace(/\n$/, "").split("\n"))
       query.append(name === "args" ? "arg" : name, value);
   if ($("stdin").checked) query.append("stdin", 1);
   return start((id >= 0 ? `jobs/${id}/again?` : "jobs?") + query, script === edited.editor ? null : script); });
-on("again", "click", () => start(`jobs/${chosen}/again?fields=id`)); on("fresh", "click", () => edit());
-on("edit", "click", async () => edit((await json(`jobs/${chosen}?fields=script,args,label,timeout,tty`)).jobs[0]));
-on("stop", "click", () => {                 // if nobody kills it, the server does so in the end
+on("again", () => start(`jobs/${chosen}/again?fields=id`)); on("fresh", () => edit());
+on("edit", async () => edit((await json(`jobs/${chosen}?fields=script,args,label,timeout,tty`)).jobs[0]));
+on("stop", () => {                          // if nobody kills it, the server does so in the end
   const id = chosen, how = stopping.has(id) ? "signal=KILL" : "grace=60"; stopping.set(id, Date.now()); update(log.job);
   return api(`jobs/${id}/kill?${how}`, "POST").catch(error => { stopping.delete(id); throw error; }); });
-on("delete", "click", async () => {
+on("delete", async () => {
   const {id, state} = log.job, sure = state === "complete" || confirm(`Job ${id} is ${state}. End and forget it?`);
   if (sure) { await api("jobs/" + id, "DELETE"); location.hash = ""; $("jobs").focus(); } });
-on("clear", "click", () => confirm("Forget all complete jobs?") && api("jobs?state=complete", "DELETE"));
-on("more", "click", () => { shown += 100; }); on("sign-in", "submit", () => { secret = $("secret").value; });
-on("save", "click", async () => Object.assign(make("a"), {download: `job-${chosen}.log`,
+on("clear", () => confirm("Forget all complete jobs?") && api("jobs?state=complete", "DELETE"));
+on("more", () => { shown += 100; }); on("sign-in", () => { secret = $("secret").value; });
+on("save", async () => Object.assign(make("a"), {download: `job-${chosen}.log`,
   href: URL.createObjectURL(await (await api(`jobs/${chosen}/log`)).blob())}).click());
-on("copy", "click", () => {                 // navigator.clipboard is missing where the page comes by plain HTTP
+on("copy", () => {                          // navigator.clipboard is missing where the page comes by plain HTTP
   addEventListener("copy", event => {
     event.clipboardData.setData("text/plain", log.lines.map(line => line.text + "\n").join(""));
     event.preventDefault(); }, {once: true});
   put("copy", document.execCommand("copy") ? "Copied" : "Not allowed"); setTimeout(put, 2000, "copy", "Copy all"); });
 const send = (body, query = "") => api(`jobs/${chosen}/stdin${query}`, "POST", body);
-on("input", "submit", () => {
+on("input", () => {
   const end = log.job.tty ? "\r" : "\n"; recalled = sent.push($("line").value); $("input").reset();
   return send(sent[recalled - 1] + end); });
-on("interrupt", "click", () => log.job.tty ? send("\x03") : api(`jobs/${chosen}/kill?signal=INT`, "POST"));
-on("eof", "click", () => log.job.tty ? send("\x04") : send("", "?eof"));
-on("forget", "click", () => { enter(false); location.reload(); }); on("search", "submit", () => find(1));
+on("interrupt", () => log.job.tty ? send("\x03") : api(`jobs/${chosen}/kill?signal=INT`, "POST"));
+on("eof", () => log.job.tty ? send("\x04") : send("", "?eof"));
+on("forget", () => { enter(false); location.reload(); }); on("search", () => find(1));
 $("details").ontoggle = describe; $("filter").oninput = filter; $("find").oninput = () => find(0);
-on("previous", "click", () => find(-1)); on("end", "click", () => $("output").scrollTo(0, $("output").scrollHeight));
+on("previous", () => find(-1)); on("end", () => $("output").scrollTo(0, $("output").scrollHeight));
 $("file").onchange = async () => { const [file] = $("file").files; if (file) $("editor").value = await file.text(); };
 $("editor").onkeydown = event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("go").click(); };
 $("line").onkeydown = event => {
