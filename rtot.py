@@ -2805,8 +2805,7 @@ const local = time => new Date(time - time.getTimezoneOffset() * 60000).toISOStr
 const span = s => (s < 60 ? "" : s < 3600 ? `${s / 60 | 0} min ` : `${s / 3600 | 0} h ${s % 3600 / 60 | 0} min `) +
   +(s % 60).toFixed(s < 10) + " s";
 async function api(path, method = "GET", body, signal) {        // throws an error with a status, 0 if nothing answers
-  const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
-  const headers = {"Rtot-Secret": text};
+  const used = secret, headers = {"Rtot-Secret": String.fromCharCode(...new TextEncoder().encode(used))};
   if (method === "GET" && /^jobs(\/\d+)?\?/.test(path)) headers["Rtot-Poll"] = 1;    // not counted by --idle-exit
   const response = await fetch(path, {headers, method, body, signal}).catch(lost), {ok, status} = response;
   const {message = "HTTP status " + status} = ok ? {} : await response.json().catch(() => ({}));
@@ -2908,8 +2907,8 @@ function paint(look, codes) {               // as SGR codes change a look; colou
     else if (code === 38 || code === 48) look[side] = codes.shift() === 5 ? codes.shift() : codes.splice(0, 3)[3];
     else if (code > 29 && code < 50 || code > 89 && code < 108) look[side] = digit < 9 ? digit + bright : undefined; }
   return look; }
-const BASIC = [16, 160, 34, 136, 26, 127, 37, 250, 243, 203, 41, 184, 68, 170, 80, 231];      // as others of the 256
-const rgb = n => n < 16 ? rgb(BASIC[n]) : n > 231 ? Array(3).fill(8 + 10 * (n - 232)) :
+const rgb = n => n < 16 ? [1, 2, 4].map(bit => (n & bit ? 170 : 0) + (n > 7 ? 85 : 0)) :      // those of VGA
+  n > 231 ? Array(3).fill(8 + 10 * (n - 232)) :
   [36, 6, 1].map(unit => ((n - 16) / unit | 0) % 6).map(step => step && 55 + 40 * step);
 function dress({text, look}) {              // the style keeps the colours readable on both themes
   const node = make("span", text, look.bold ? "bold" : "");
