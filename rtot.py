@@ -2772,7 +2772,7 @@ textarea, code, pre, #output, #line { font: .8125rem/1.5 ui-monospace, "DejaVu S
 #list a > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; } #list small { grid-column: 2 / 4; }
 #list a:hover, [aria-current=true] { background: var(--bg); } #list [aria-current=true] { border-color: var(--main); }
 pre, #output { white-space: pre-wrap; overflow: auto; background: var(--bg); border-radius: 5px; padding: .5rem; }
-pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; height: 65vh; }
+pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; min-height: 14rem; height: 65vh; }
 #output div { padding-left: 1.75rem; border-left: 3px solid transparent; position: relative; min-height: 1.5em; }
 #output .err { color: var(--bad); border-color: var(--bad); } #output .err::after { content: "err" / "standard error";
   position: absolute; left: .125rem; top: .125em; font-size: .6875rem; } #output .err + .err::after { content: none; }
@@ -3092,7 +3092,6 @@ def number_of_signal(text):
 
 
 FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
-WAITS = {"": True, "true": True, "false": False}        # True is as long as it takes
 SECONDS = r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})"
 SHIFTS = {"K": 10, "M": 20, "G": 30}
 
@@ -3110,8 +3109,8 @@ PARAMETERS = {
     "stdin": parse_flag, "text": parse_flag, "tty": parse_flag,
     "grace": checked(SECONDS, "number of seconds, like 5 or 0.5", float),
     "timeout": checked("(?=.*[1-9])" + SECONDS, "number of seconds over 0, like 5 or 0.5", float),
-    "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",
-                    lambda text: WAITS[text] if text in WAITS else float(text)),
+    "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",       # True is as long as it takes
+                    lambda text: FLAGS[text] if text in ("", "true", "false") else float(text)),
     "rows": parse_side, "cols": parse_side, "max_output": parse_size, "last": parse_count, "tail": parse_count,
     "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
     "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
