@@ -3205,7 +3205,7 @@ class OutputBody:
                     lambda: reader.offset < output.end[reader.which] or job.is_complete()))
 
     def take(self, end):
-        """Read some of the output, up to `end`; return what that becomes in the answer, maybe b""."""
+        """Read some of the output, up to `end`; return what read() is to return for it, maybe nothing."""
         reader = self.reader
         data = self.job.output.read(reader.which, reader.offset, min(WIDE_READ_SIZE, end - reader.offset))
         reader.advance(len(data))
@@ -3230,7 +3230,9 @@ class JsonLog(OutputBody):
         self._ends = [0, 0]         # where the last piece of each stream ended
 
     async def read(self):
-        return await super().read() or self._finish()
+        import json
+        lines = await super().read() or self._finish()
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
 
     def take(self, end):
         reader, lines, last = self.reader, [], min(end, self.reader.offset + SLICE)
@@ -3238,10 +3240,10 @@ class JsonLog(OutputBody):
             stream, ms, data = self.job.output.read_piece(reader.offset, min(SLICE, end - reader.offset))
             lines += self._decode(stream, ms, data, reader.offset)
             reader.advance(len(data))
-        return json_lines(lines)
+        return lines
 
     def _finish(self):
-        """Return what is left of a character, if no more can come, and how the job ended; b"" after that."""
+        """Return lines with what is left of a character, if no more can come, and with how the job ended; once."""
         job, ms, lines = self.job, self.job.completed // 10 ** 6, []
         if job.is_complete() and self._decoders:
             for stream in (OUT, ERR):
@@ -3249,7 +3251,7 @@ class JsonLog(OutputBody):
             if self.follows:
                 lines.append({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code})
         self._decoders = ()
-        return json_lines(lines)
+        return lines
 
     def _decode(self, stream, ms, data, offset):
         """Return the line, in a list, of a piece at an offset of the log; of what is left if there is no data."""
@@ -3259,12 +3261,6 @@ class JsonLog(OutputBody):
         value = {"at": offset - begun, "time": iso_time(ms), "stream": ("out", "err")[stream],
                  "text": decoder.decode(data, not data)}
         return [value] if value["text"] else []
-
-
-def json_lines(values):
-    import json
-    lines = [json.dumps(value, ensure_ascii=False) + "\n" for value in values]
-    return "".join(lines).encode("utf-8", "replace")
 
 
 try:        # what hmac has; but hmac itself brings 3.8 MB of libcrypto
