@@ -10,7 +10,7 @@ Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, s
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
 the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
 that is raised on the way is answered in Connection._serve_one.
-A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
+A job: App.create reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
 rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile
 Capture.read takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
@@ -2633,7 +2633,7 @@ h1, h2 { font-size: 1.1rem; } .soft, small, label, summary { color: var(--soft);
 .failed { color: var(--bad); } .running, #status { color: var(--run); } h1, #back, .done { color: var(--main); }
 .row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem; } .wide { flex: 1; } .bold { font-weight: 700; }
 .stack { display: grid; gap: .75rem; grid-template-columns: minmax(0, 1fr); align-content: start; }
-.panel { background: var(--panel); border-radius: 8px; padding: 1rem; min-width: 0; } header { padding: .625rem 1rem; }
+.panel { background: var(--panel); border-radius: 8px; padding: 1rem; } header { padding: .625rem 1rem; }
 #work { padding: 0 1rem 1rem; gap: 1rem; } button, input, textarea { font: inherit; color: var(--ink); background: none;
   border: 1px solid var(--edge); border-radius: 5px; padding: .25rem .75rem; } #forget, #delete { margin-left: auto; }
 .main { background: var(--main); color: var(--panel); } :disabled, ::placeholder { color: var(--soft); opacity: 1; }
@@ -2665,20 +2665,19 @@ pre { max-height: 12rem; margin-top: .5rem; } #output { position: relative; min-
 PAGE_SCRIPT = r""""use strict";
 const KEPT = 30000, LIMIT = 1 << 22, WIDEST = 1 << 16, TURN = 1000;     // log: lines, characters; line; lines per draw
 const PERIOD = 1000, GRACE = 5000, NEAR = 2000, rows = new Map(), stopping = new Map();   // ms, ms, matches; by job id
-const fields = "fields=exit,timed_out,held,create,start,duration,label,line,tty,out_bytes,err_bytes";
+const fields = "fields=create,start,duration,label,line,tty,out_bytes,err_bytes";
 let secret = sessionStorage.getItem("rtot-secret") || "", server = "", gone, polling, timer, changes = 0, shown = 100;
 let stream = new AbortController(), log, drawing, match, edited, recalled = 0, chosen = null;
-const $ = id => document.getElementById(id), texts = ["editor", "label", "timeout", "args"], sent = [];
+const $ = id => document.getElementById(id), texts = ["editor", "label", "timeout", "args", "rows", "cols"], sent = [];
 const fail = (message, status = 0) => Promise.reject(Object.assign(new Error(message), {status}));
 const put = (id, text) => { const node = $(id) || id; if (node.textContent !== text) node.textContent = text; };
 const make = (tag, text, className) => Object.assign(document.createElement(tag), {textContent: text, className});
-const lost = () => fail("The server cannot be reached"), date = s => new Date(s.slice(0, 19).replace(" ", "T") + "Z");
+const lost = () => fail("The server cannot be reached");
 const local = time => new Date(time - time.getTimezoneOffset() * 60000).toISOString().replace("T", " ").slice(0, 23);
 const span = s => (s < 60 ? "" : s < 3600 ? `${s / 60 | 0} min ` : `${s / 3600 | 0} h ${s % 3600 / 60 | 0} min `) +
   +(s % 60).toFixed(s < 10) + " s";
 async function api(path, method = "GET", body, signal) {        // throws an error with a status, 0 if nothing answers
-  const used = secret, text = String.fromCharCode(...new TextEncoder().encode(used));
-  const headers = {"Rtot-Secret": text, "Accept": "application/json"};      // as text/html, GET / is this page
+  const used = secret, headers = {"Rtot-Secret": String.fromCharCode(...new TextEncoder().encode(used))};
   if (method === "GET" && /^jobs(\/\d+)?\?/.test(path)) headers["Rtot-Poll"] = 1;    // not counted by --idle-exit
   const response = await fetch(path, {headers, method, body, signal}).catch(lost), {ok, status} = response;
   const {message = "HTTP status " + status} = ok ? {} : await response.json().catch(() => ({}));
@@ -2717,15 +2716,16 @@ function update(job) {                      // in the list, and at the head of i
     link.ariaCurrent = id === chosen; item.append(link); rows.set(id, link); $("list").insertBefore(item, before); }
   const word = told ? "stopping" : job.timed_out ? "timed out" : job.exit || (over ? "done" : job.state);
   const kind = !over ? "running" : word === "done" ? word : "failed", link = rows.get(id), {children} = link;
-  const since = local(date(job.state === "new" ? job.create : job.start)), took = over ? "ran for " : "running for ";
-  const when = [label, since.slice(5, 16), took + span(job.duration)], more = when.filter(Boolean).join(" \u00b7 ");
+  const begun = (job.state === "new" ? job.create : job.start).slice(0, 19).replace(" ", "T") + "Z";
+  const since = local(new Date(begun)), took = (over ? "ran for " : "running for ") + span(job.duration);
+  const more = [label, since.slice(5, 16), took].filter(Boolean).join(" \u00b7 ");
   job.word = word + (job.held ? ", held" : ""); children[2].className = kind; link.job = job;
   [String(id), job.line, job.word, more].forEach((text, index) => put(children[index], text));
   if (id !== chosen) return; const late = told && Date.now() - told > GRACE;
   $("state").className = kind; put("state", job.word); document.title = `Job ${id} ${job.word} on ${server}`;
   put("title", `Job ${id}${label && ": " + label}`); $("job").hidden = false; put("none", "");
   put("stop", late ? "Kill" : told ? "Stopping" : "Stop"); $("stop").disabled = over ? !job.held : told && !late;
-  put("when", `Started ${since.slice(0, 19)}, ${when[2]}`); $("input").hidden = over;
+  put("when", `Started ${since.slice(0, 19)}, ${took}`); $("input").hidden = over;
   if (log.create !== job.create) begin(job); log.job = job; draw(); }       // begin: another job, or another server's
 function filter() {
   const words = $("filter").value.toLowerCase().split(/\s+/), links = [...rows.values()];
@@ -2734,7 +2734,7 @@ function filter() {
   put("empty", links.some(link => !link.parentNode.hidden) ? "" : links.length ? "No job matches." : "No jobs yet."); }
 function choose() {                         // shows what the address names; takes a secret out of it at once
   const {hash} = location, given = new URLSearchParams(hash.slice(1)).get("secret"), job = /^#job\/(\d+)$/.exec(hash);
-  if (given !== null) { secret = given; history.replaceState(null, "", location.pathname + location.search); }
+  if (given !== null) { secret = given; history.replaceState(null, "", "#"); }
   const listed = $("list").contains(document.activeElement); chosen = job && +job[1]; put("trouble", "");
   none(chosen === null ? "No job chosen." : ""); $("work").classList.toggle("chosen", chosen !== null); scrollTo(0, 0);
   for (const [id, link] of rows) link.ariaCurrent = id === chosen;
@@ -2779,8 +2779,8 @@ function paint(look, codes) {               // as SGR codes change a look; colou
     else if (code === 38 || code === 48) look[side] = codes.shift() === 5 ? codes.shift() : codes.splice(0, 3)[3];
     else if (code > 29 && code < 50 || code > 89 && code < 108) look[side] = digit < 9 ? digit + bright : undefined; }
   return look; }
-const BASIC = [16, 160, 34, 136, 26, 127, 37, 250, 243, 203, 41, 184, 68, 170, 80, 231];      // as others of the 256
-const rgb = n => n < 16 ? rgb(BASIC[n]) : n > 231 ? Array(3).fill(8 + 10 * (n - 232)) :
+const rgb = n => n < 16 ? [1, 2, 4].map(bit => (n & bit ? 170 : 0) + (n > 7 ? 85 : 0)) :      // those of VGA
+  n > 231 ? Array(3).fill(8 + 10 * (n - 232)) :
   [36, 6, 1].map(unit => ((n - 16) / unit | 0) % 6).map(step => step && 55 + 40 * step);
 function dress({text, look}) {              // the style keeps the colours readable on both themes
   const node = make("span", text, look.bold ? "bold" : "");
@@ -2820,49 +2820,50 @@ async function describe() {                 // the script and the options, if th
   const mine = log, names = ["args", "cwd", "timeout", "tty", "pid"]; if (!$("details").open || !mine.create) return;
   const {jobs: [job]} = await json(`jobs/${mine.id}?fields=script,${names}`); if (mine !== log) return;
   put("facts", names.map(name => `${name}: ${JSON.stringify(job[name])}`).join("\n")); put("script", job.script); }
-const on = (id, event, work, busy) => $(id).addEventListener(event, async event => {    // two quick presses are one
-  event.preventDefault(); if (busy) return; busy = true; put("trouble", "");
-  try { await work(); } catch (error) { report(error); } busy = false; changes += 1; poll(); });
+function on(id, work) {                     // of a button or a form; two quick presses are one
+  let busy = false; $(id)[$(id).localName === "form" ? "onsubmit" : "onclick"] = async event => {
+    event.preventDefault(); if (busy) return; busy = true; put("trouble", "");
+    try { await work(); } catch (error) { report(error); } busy = false; changes += 1; poll(); }; }
 function edit(job) {                        // fills the form with a job, whose options one can replace, or empties it
   const values = job ? {...job, ...job.tty, editor: job.script, args: job.args.join("\n")} : {}, {id, tty} = values;
   $("run").reset(); $("options").open = !!job; $("tty").checked = tty; $("fresh").hidden = !job; edited = {id};
   put("editing", job ? `Job ${id}, with its environment` : ""); if (job && innerWidth < 960) location.hash = "";
-  for (const name of tty ? ["rows", "cols"] : []) $(name).value = values[name];
-  for (const name of texts) { $(name).value = values[name] || ""; edited[name] = $(name).value; }
+  for (const name of texts) { $(name).value = values[name] ?? $(name).value; edited[name] = $(name).value; }
   for (const name of ["timeout", "args"]) $(name).required = edited[name]; if (job) $("args").focus(); }
 const start = async (path, body) => { location.hash = "job/" + (await json(path, "POST", body)).jobs[0].id; };
-on("run", "submit", () => {                 // an edited job keeps what is not sent
+on("run", () => {                           // an edited job keeps what is not sent
   const query = new URLSearchParams({fields: "id", tty: +$("tty").checked}), script = $("editor").value, {id} = edited;
-  for (const name of [...texts.slice(1), ...$("tty").checked ? ["rows", "cols"] : []])
+  for (const name of texts.slice(1, $("tty").checked ? 6 : 4))        // the size is for a terminal alone
     for (const value of $(name).value === edited[name] ? [] : $(name).value.replace(/\n$/, "").split("\n"))
       query.append(name === "args" ? "arg" : name, value);
   if ($("stdin").checked) query.append("stdin", 1);
   return start((id >= 0 ? `jobs/${id}/again?` : "jobs?") + query, script === edited.editor ? null : script); });
-on("again", "click", () => start(`jobs/${chosen}/again?fields=id`)); on("fresh", "click", () => edit());
-on("edit", "click", async () => edit((await json(`jobs/${chosen}?fields=script,args,label,timeout,tty`)).jobs[0]));
-on("stop", "click", () => {                 // if nobody kills it, the server does so in the end
+on("again", () => start(`jobs/${chosen}/again?fields=id`)); on("fresh", () => edit());
+on("edit", async () => edit((await json(`jobs/${chosen}?fields=script,args,label,timeout,tty`)).jobs[0]));
+on("stop", () => {                          // if nobody kills it, the server does so in the end
   const id = chosen, how = stopping.has(id) ? "signal=KILL" : "grace=60"; stopping.set(id, Date.now()); update(log.job);
   return api(`jobs/${id}/kill?${how}`, "POST").catch(error => { stopping.delete(id); throw error; }); });
-on("delete", "click", async () => {
+on("delete", async () => {
   const {id, state} = log.job, sure = state === "complete" || confirm(`Job ${id} is ${state}. End and forget it?`);
   if (sure) { await api("jobs/" + id, "DELETE"); location.hash = ""; $("jobs").focus(); } });
-on("clear", "click", () => confirm("Forget all complete jobs?") && api("jobs?state=complete", "DELETE"));
-on("more", "click", () => { shown += 100; }); on("sign-in", "submit", () => { secret = $("secret").value; });
-on("save", "click", async () => Object.assign(make("a"), {download: `job-${chosen}.log`,
+on("clear", () => confirm("Forget all complete jobs?") && api("jobs?state=complete", "DELETE"));
+on("more", () => { shown += 100; }); on("sign-in", () => { secret = $("secret").value; });
+on("save", async () => Object.assign(make("a"), {download: `job-${chosen}.log`,
   href: URL.createObjectURL(await (await api(`jobs/${chosen}/log`)).blob())}).click());
-on("copy", "click", () => {                 // navigator.clipboard is missing where the page comes by plain HTTP
-  const fill = event => event.clipboardData.setData("text/plain", log.lines.map(line => line.text + "\n").join(""));
-  addEventListener("copy", event => { fill(event); event.preventDefault(); }, {once: true});
+on("copy", () => {                          // navigator.clipboard is missing where the page comes by plain HTTP
+  addEventListener("copy", event => {
+    event.clipboardData.setData("text/plain", log.lines.map(line => line.text + "\n").join(""));
+    event.preventDefault(); }, {once: true});
   put("copy", document.execCommand("copy") ? "Copied" : "Not allowed"); setTimeout(put, 2000, "copy", "Copy all"); });
 const send = (body, query = "") => api(`jobs/${chosen}/stdin${query}`, "POST", body);
-on("input", "submit", () => {
+on("input", () => {
   const end = log.job.tty ? "\r" : "\n"; recalled = sent.push($("line").value); $("input").reset();
   return send(sent[recalled - 1] + end); });
-on("interrupt", "click", () => log.job.tty ? send("\x03") : api(`jobs/${chosen}/kill?signal=INT`, "POST"));
-on("eof", "click", () => log.job.tty ? send("\x04") : send("", "?eof"));
-on("forget", "click", () => { enter(false); location.reload(); }); on("search", "submit", () => find(1));
+on("interrupt", () => log.job.tty ? send("\x03") : api(`jobs/${chosen}/kill?signal=INT`, "POST"));
+on("eof", () => log.job.tty ? send("\x04") : send("", "?eof"));
+on("forget", () => { enter(false); location.reload(); }); on("search", () => find(1));
 $("details").ontoggle = describe; $("filter").oninput = filter; $("find").oninput = () => find(0);
-on("previous", "click", () => find(-1)); on("end", "click", () => $("output").scrollTo(0, $("output").scrollHeight));
+on("previous", () => find(-1)); on("end", () => $("output").scrollTo(0, $("output").scrollHeight));
 $("file").onchange = async () => { const [file] = $("file").files; if (file) $("editor").value = await file.text(); };
 $("editor").onkeydown = event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("go").click(); };
 $("line").onkeydown = event => {
@@ -2924,182 +2925,136 @@ def page():
 
 # ---------------------------------------------------------------------------------------------- routes
 
+MOST_BYTES = 2 ** 53 - 1        # the end of a body that grows: RFC 8673, 2.2
 REPEATABLE = ("arg", "env")
-FOREVER = float("inf")
-MOST_LINES, MOST_BYTES = 10 ** 9 - 1, 2 ** 53 - 1       # the second is also the end of a body that grows: RFC 8673, 2.2
+EXCLUSIVE = ("wait follow", "follow text", "follow fields", "from tail")        # one of these at most
+NEEDED = {"attach": "wait follow", "fail": "wait", "from": "json"}              # to a parameter, one of these
 
 
 def bad(message, *values):
     return Error("bad request", message % values)
 
 
-# What a parameter of a query stands for: functions of its name and its value, in bytes.
+def checked(pattern, right, convert=int):
+    """Return a type of option or parameter: a function that converts text, or else says what would be right.
 
-def parse_bytes(name, value):
-    return value
-
-
-def parse_text(name, value):
-    return readable(value)
-
-
-def parse_flag(name, value):
-    if value not in (b"", b"1", b"true", b"0", b"false"):
-        raise bad("%s is a flag: alone, =1 or =true, and =0 or =false for no; not %r", name, readable(value))
-    return value not in (b"0", b"false")
-
-
-def parse_seconds(name, value):
-    if not re.fullmatch(b"[0-9]{1,9}([.][0-9]{0,9})?|[.][0-9]{1,9}", value):
-        raise bad("%s is a number of seconds, like 5 or 0.5, not %r", name, readable(value))
-    return float(value)
-
-
-def parse_wait(name, value):
-    """Return the seconds, FOREVER for the parameter alone, None for =false."""
-    if value in (b"", b"true"):
-        return FOREVER
-    return None if value == b"false" else parse_seconds(name, value)
-
-
-def whole_number(least, most):
-    def parse(name, value):
-        if not re.fullmatch(b"[0-9]{1,18}", value) or not least <= int(value) <= most:
-            raise bad("%s is a whole number from %d to %d, not %r", name, least, most, readable(value))
-        return int(value)
+    Text that does not match is wrong, and text for which `convert` returns None.
+    """
+    def parse(text):
+        value = convert(text) if re.fullmatch(pattern, text, re.ASCII) else None
+        if value is None:
+            import argparse
+            raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
+        return value
     return parse
 
 
-def parse_size_of(name, value):
-    size = size_in_bytes(readable(value))
-    if not size:
-        raise bad("%s is a size like 4096, 64K, 16M or 1G, not %r", name, readable(value))
-    return size
-
-
-def parse_env(name, value):
-    """Return the pair of NAME=VALUE."""
-    variable, equals, content = value.partition(b"=")
-    if not variable or not equals:
-        raise bad("env is like NAME=VALUE, not %r", readable(value))
-    return variable, content
-
-
-def parse_fields(name, value):
-    """Return the names of the fields of a job to show, in the order asked for."""
-    names = tuple(field for field in readable(value).split(",") if field)
-    for field in names:
-        if field not in VIEW and field != "all":
-            raise bad("there is no field %r; there are: %s, and all", field, " ".join(VIEW))
+def field_names(text):
+    """Return the fields of a job to show, in the order asked for; None if there is no such field."""
+    names = tuple(filter(None, text.split(",")))
+    if not set(names) <= {"all", *VIEW}:
+        return None
     return tuple(VIEW) if "all" in names else names
 
 
-def parse_state(name, value):
-    state = readable(value)
-    if state and state not in STATES:
-        raise bad("there is no state %r; there are: %s", state, " ".join(STATES))
-    return state
+def number_of_signal(text):
+    """Return the number of the signal INT, SIGINT or 2, or None."""
+    number = int(text) if text.isdigit() else signal_number(text)
+    return number if number in range(1, signal.NSIG) else None
 
 
-def parse_signal(name, value):
-    """Return the number of the signal INT, SIGINT or 2."""
-    number = int(value) if re.fullmatch(b"[0-9]{1,2}", value) else signal_number(readable(value))
-    if not number or number >= signal.NSIG:
-        raise bad("there is no signal %r; there are TERM INT HUP KILL USR1 and so on, or numbers from 1 to %d",
-                  readable(value), signal.NSIG - 1)
-    return number
+FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+SECONDS = r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})"
+SHIFTS = {"K": 10, "M": 20, "G": 30}
 
+parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G",
+                     lambda text: int(text.rstrip("KMGkmg")) << SHIFTS.get(text[-1].upper(), 0))
+parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
+parse_flag = checked(".*", "flag: give it alone, =1 or =true, or =0 or =false for no", FLAGS.get)
+parse_side = checked("[0-9]{1,9}", "whole number from 1 to 65535",
+                     lambda text: int(text) if 1 <= int(text) <= 65535 else None)
 
 PARAMETERS = {
-    "arg": parse_bytes, "cwd": parse_bytes, "env": parse_env, "label": parse_text, "state": parse_state,
+    "arg": bytes, "cwd": bytes, "env": bytes,           # as they are
+    "label": str, "state": checked("|".join(STATES) + "|", "state; there are: " + " ".join(STATES), str),
     "attach": parse_flag, "eof": parse_flag, "fail": parse_flag, "follow": parse_flag, "json": parse_flag,
     "stdin": parse_flag, "text": parse_flag, "tty": parse_flag,
-    "grace": parse_seconds, "timeout": parse_seconds, "wait": parse_wait,
-    "rows": whole_number(1, 65535), "cols": whole_number(1, 65535), "max_output": parse_size_of,
-    "last": whole_number(0, MOST_LINES), "tail": whole_number(0, MOST_LINES), "from": whole_number(0, MOST_BYTES),
-    "fields": parse_fields, "signal": parse_signal,
+    "grace": checked(SECONDS, "number of seconds, like 5 or 0.5", float),
+    "timeout": checked("(?=.*[1-9])" + SECONDS, "number of seconds over 0, like 5 or 0.5", float),
+    "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",       # True is as long as it takes
+                    lambda text: FLAGS[text] if text in ("", "true", "false") else float(text)),
+    "rows": parse_side, "cols": parse_side, "max_output": parse_size, "last": parse_count, "tail": parse_count,
+    "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
+    "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
+    "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, and 1 to %d"
+                      % (signal.NSIG - 1), number_of_signal),
 }
 
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query by name, a list for those that are REPEATABLE; an Error for what is not `known`.
+    """Return the values of a query by name, a tuple for those that are REPEATABLE; an Error for what is not `known`.
 
     It is the same dict for the same query, so nobody may change it.
     """
-    given = {}
+    import argparse
+    values = {}
     for pair in filter(None, query.replace(b"+", b" ").split(b"&")):       # parse_qsl splits at ";" too, before 3.6.14
         name, _, value = pair.partition(b"=")
         name, value = readable(unquote(name)), unquote(value)
         if name not in known.split():
             raise bad("there is no parameter %r here; there are: %s", name, known or "none")
-        if name in given and name not in REPEATABLE:
+        if name in values and name not in REPEATABLE:
             raise bad("%s may be given once", name)
         if b"\0" in value:
-            raise bad("%s has a NUL byte, which no argument can have", name)
-        value = PARAMETERS[name](name, value)
-        if name in REPEATABLE:
-            given.setdefault(name, []).append(value)
-        else:
-            given[name] = value
+            raise bad("%s has a NUL byte", name)
+        convert = PARAMETERS[name]
+        try:
+            values.setdefault(name, []).append(convert(value if convert is bytes else readable(value)))
+        except argparse.ArgumentTypeError as error:
+            raise bad("%s: %s", name, error)
+    given = {name: tuple(each) if name in REPEATABLE else each[0] for name, each in values.items()}
+    effective = {name for name, value in given.items() if value is not False}
+    for names in EXCLUSIVE:
+        if effective.issuperset(names.split()):
+            raise bad("give one of these, not both: %s", names)
+    for name, others in NEEDED.items():
+        if name in effective and effective.isdisjoint(others.split()):
+            raise bad("%s needs %s: give it too", name, others.replace(" ", " or "))
     return given
-
-
-def size_in_bytes(text):
-    """Return the bytes of 4096, 64K, 16M or 1G; None if it is no such size."""
-    match = re.fullmatch("([0-9]{1,15})([KMGkmg]?)", text, re.ASCII)
-    return int(match.group(1)) << {"": 0, "K": 10, "M": 20, "G": 30}[match.group(2).upper()] if match else None
-
-
-def shown_fields(given):
-    """Return the names of the fields of a job to show."""
-    return given.get("fields", TEXT_FIELDS if given.get("text") else DEFAULT_FIELDS)
 
 
 def new_options(given, old, most_output):
     """Return the Options of a new job: what is given, and the rest as in the `old` ones."""
-    if given.get("timeout") == 0:
-        raise bad("timeout is a number of seconds over 0")
     if given.get("max_output", 0) > most_output:
         raise bad("max_output may be up to %d here", most_output)
     cwd = given.get("cwd")
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
         raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
-    tty, size = given.get("tty", bool(old.tty)), old.tty or DEFAULT_TERMINAL
-    for name in ("rows", "cols"):
-        if name in given and not tty:
-            raise bad("%s is for a job with a terminal: give tty too", name)
-    changes = {field: given[name] for field, name in [("args", "arg")] + [(name, name) for name in Options._fields]
-               if name in given}
-    changes.update({name: tuple(changes[name]) for name in ("args", "env") if name in changes})
-    changes["tty"] = (given.get("rows", size[0]), given.get("cols", size[1])) if tty else None
-    return old._replace(**changes)
-
-
-def check_wait_and_follow(given):
-    """Raise an Error for wait, follow, attach and fail that do not go together."""
-    wait, follow = given.get("wait"), given.get("follow")
-    if follow and wait is not None:
-        raise bad("wait answers when the job is complete, follow as it goes: give one of them")
-    if follow and ("text" in given or "fields" in given):
-        raise bad("follow answers with what the job prints: leave text and fields out")
-    if given.get("attach") and not follow and wait is None:
-        raise bad("attach ends the job when this client disconnects: give wait or follow too")
-    if given.get("fail") and wait is None:
-        raise bad("fail tells by the status how the job ended: give wait too")
+    tty, (rows, columns) = given.get("tty", bool(old.tty)), old.tty or DEFAULT_TERMINAL
+    if not tty and ("rows" in given or "cols" in given):
+        raise bad("rows and cols are for a job with a terminal: give tty too")
+    options = {name: given[name] for name in Options._fields if name in given}
+    options["args"] = given.get("arg", old.args)
+    options["tty"] = (given.get("rows", rows), given.get("cols", columns)) if tty else None
+    if "env" in given:
+        options["env"] = tuple(tuple(pair.split(b"=", 1)) for pair in given["env"])
+        if any(len(pair) < 2 or not pair[0] for pair in options["env"]):
+            raise bad("env is like NAME=VALUE")
+    return old._replace(**options)
 
 
 class OutputBody:
     """A body: what a job prints, as it comes, until it is complete; if it does not follow, what it has printed so far.
 
     What something in the background prints after that does not belong to it: there might be no end.  When bytes were
-    dropped that it has not read, the connection breaks.  When it is closed before the job is complete, on_gone(job)
-    is called, if it is not None.
+    dropped that it has not read, the connection breaks.  on_gone(job) is called if it is closed before the job is
+    complete, unless it is None.
     """
 
-    def __init__(self, client, job, which, offset, follows=True, owner=None, on_gone=None):
-        self.client, self.job, self.reader = client, job, Reader(job.output, which, offset, owner)
-        self.follows, self.on_gone = follows, on_gone
+    def __init__(self, client, job, which, offset, follows, owner=None, on_gone=None):
+        self.client, self.job, self.follows, self.on_gone = client, job, follows, on_gone
+        self.reader = Reader(job.output, which, offset, owner)
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
 
     async def read(self):
@@ -3112,29 +3067,24 @@ class OutputBody:
                 raise ClientGone()
             end = output.end[reader.which] if self.end is None else self.end
             if reader.offset < end:
-                count, data = self.take(end)
-                reader.advance(count)
+                data = self.take(end)
                 if data:
                     return data
             elif self.end is not None:
-                return self.finish()
+                return b""
             else:
                 await self.client.attend(job.changed.wait_for(
                     lambda: reader.offset < output.end[reader.which] or job.is_complete()))
 
     def take(self, end):
-        """Return how many bytes are taken of the output, up to `end`, and what they become in the answer."""
-        which, offset = self.reader.which, self.reader.offset
-        data = self.job.output.read(which, offset, min(WIDE_READ_SIZE, end - offset))
-        return len(data), data
-
-    def finish(self):
-        """Return what comes at the end."""
-        return b""
+        """Read some of the output, up to `end`; return what read() is to return for it, maybe nothing."""
+        reader = self.reader
+        data = self.job.output.read(reader.which, reader.offset, min(WIDE_READ_SIZE, end - reader.offset))
+        reader.advance(len(data))
+        return data
 
     def trailers(self):
-        """Return how the job has ended, and that nothing was dropped since the answer began."""
-        return [("Rtot-Exit", str(self.job.exit_code)), ("Rtot-Dropped", "0")] if self.follows else ()
+        return [("Rtot-Exit", str(self.job.exit_code))] if self.follows else ()
 
     def close(self):
         self.reader.close()
@@ -3149,40 +3099,40 @@ class JsonLog(OutputBody):
         import codecs
         super().__init__(client, job, LOG, offset, follows)
         self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in (OUT, ERR)]
-        self._ends, self._is_finished = [0, 0], False       # where the last piece of each stream ended
+        self._ends = [0, 0]         # where the last piece of each stream ended
+
+    async def read(self):
+        import json
+        lines = await super().read() or self._finish()
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
 
     def take(self, end):
-        lines, size = [], 0
-        while len(lines) < BATCH and size < min(SLICE, end - self.reader.offset):
-            offset = self.reader.offset + size
-            stream, ms, data = self.job.output.read_piece(offset, min(SLICE, end - offset))
-            decoder = self._decoders[stream]
-            begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0   # of a character that ends here
-            self._add(lines, offset - begun, ms, stream, decoder.decode(data))
-            size += len(data)
-            self._ends[stream] = offset + len(data)
-        return size, "".join(lines).encode("utf-8", "replace")
+        reader, lines, last = self.reader, [], min(end, self.reader.offset + SLICE)
+        while len(lines) < BATCH and reader.offset < last:
+            stream, ms, data = self.job.output.read_piece(reader.offset, min(SLICE, end - reader.offset))
+            lines += self._decode(stream, ms, data, reader.offset)
+            reader.advance(len(data))
+        return lines
 
-    def finish(self):
-        """Return what is left of a character, if no more can come, and how the job ended."""
-        job, lines, ms = self.job, [], self.job.completed // 10 ** 6
-        if job.is_complete() and not self._is_finished:
-            for stream, decoder in enumerate(self._decoders):
-                self._add(lines, self._ends[stream] - len(decoder.getstate()[0]), ms, stream, decoder.decode(b"", True))
+    def _finish(self):
+        """Return lines with what is left of a character, if no more can come, and with how the job ended; once."""
+        job, ms, lines = self.job, self.job.completed // 10 ** 6, []
+        if job.is_complete() and self._decoders:
+            for stream in (OUT, ERR):
+                lines += self._decode(stream, ms, b"", self._ends[stream])
             if self.follows:
-                lines.append(json_line({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code}))
-        self._is_finished = True
-        return "".join(lines).encode("utf-8", "replace")
+                lines.append({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code})
+        self._decoders = ()
+        return lines
 
-    @staticmethod
-    def _add(lines, at, ms, stream, text):
-        if text:
-            lines.append(json_line({"at": at, "time": iso_time(ms), "stream": ("out", "err")[stream], "text": text}))
-
-
-def json_line(value):
-    import json
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    def _decode(self, stream, ms, data, offset):
+        """Return the line, in a list, of a piece at an offset of the log; of what is left if there is no data."""
+        decoder = self._decoders[stream]
+        begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0       # of a character that ends here
+        self._ends[stream] = offset + len(data)
+        value = {"at": offset - begun, "time": iso_time(ms), "stream": ("out", "err")[stream],
+                 "text": decoder.decode(data, not data)}
+        return [value] if value["text"] else []
 
 
 try:        # what hmac has; but hmac itself brings 3.8 MB of libcrypto
@@ -3219,7 +3169,7 @@ class App:
         job = () if number is None else (self._find_job(number),)
         given = parse_parameters(request.query, known)
         for name in CONDITIONS.intersection(headers) if not reads else ():
-            raise bad("rtot knows no conditions, and would ignore the header %s: leave it out", name.decode("ascii"))
+            raise bad("rtot would ignore the header %s: leave it out", name.decode("ascii"))
         if not takes_body:
             await self._refuse_body(request)
         elif headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
@@ -3253,10 +3203,10 @@ class App:
         """Return the job of that number, or the last."""
         if text == "last":
             job = next(iter(self.store.select(last=1)), None)
-        elif re.fullmatch("[+-]?[0-9]{1,18}", text, re.ASCII):
+        elif re.fullmatch("-?[0-9]{1,18}", text, re.ASCII):
             job = self.store.get(int(text))
         else:
-            raise Error("invalid job number", '"%s" is no number of a job, nor last: GET /jobs lists them' % text)
+            raise Error("invalid job number", '"%s" is no number of a job, nor last' % text)
         if job is None:
             raise Error("no such job", "there is no job %s, or no longer" % text, jobs=[])
         return job
@@ -3272,11 +3222,10 @@ class App:
 
     async def root(self, request, given):
         links = {}
-        for _, path, _, parameters, _ in ROUTES:
-            name = path.strip("/").replace("/{id}", ".byID").replace("/", ".")
+        for _, path, _, parameters, _ in ROUTES[2:]:        # without its own
+            name = path[1:].replace("/{id}", ".byID").replace("/", ".")
             query = "{?%s}" % parameters.replace(" ", ",") if parameters else ""
-            if name:
-                links.setdefault(name, path.replace("{id}", "{jobs.id}") + query)
+            links.setdefault(name, path.replace("{id}", "{jobs.id}") + query)
         return Response.json(200, {
             "links": links, "version": __version__, "host": socket.gethostname(), "user": user_name(),
             "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self._uptime(),
@@ -3293,17 +3242,10 @@ class App:
 
     # Jobs.
 
-    async def create(self, request, given):
-        if request.length == 0 and b"content-length" not in request.headers:
-            raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
-        return await self._new_job(request, given, None)
-
-    async def again(self, request, given, job):
-        return await self._new_job(request, given, job)
-
-    async def _new_job(self, request, given, old):
+    async def create(self, request, given, old=None):
         """Make a job of the body and the parameters, or else of the script and the options of the old job, if any."""
-        check_wait_and_follow(given)
+        if not old and request.length == 0 and b"content-length" not in request.headers:
+            raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
         options = new_options(given, old.options if old else PLAIN, self.max_output)
         script = await self._script(request, old)
         if self.is_stopping:
@@ -3316,13 +3258,13 @@ class App:
             self.workspace.remove(path)
             raise
         self.runner.submit(job, path)
-        headers, on_gone = [("Location", job.href)], self.runner.cancel if given.get("attach") else None
         if given.get("follow"):
-            body = OutputBody(request.client, job, LOG, 0, owner=request.client, on_gone=on_gone)
-            response = Response(201, body, TEXT, headers + [UNBUFFERED])
+            on_gone = self.runner.cancel if given.get("attach") else None
+            body = OutputBody(request.client, job, LOG, 0, True, owner=request.client, on_gone=on_gone)
+            response = Response(201, body, TEXT, [("Location", job.href), UNBUFFERED])
         else:
-            await self._wait(request, given, job, on_gone)
-            response = self._answer_job(given, job, 201, 201 if given.get("wait") is None else 202, headers)
+            running = 201 if given.get("wait", False) is False else 202
+            response = await self._answer_job(request, given, job, 201, running)
         response.job = job.id
         return response
 
@@ -3336,58 +3278,51 @@ class App:
             script = script[3:]
         if not script:
             raise bad("the script is empty: POST it as the body, as by curl --data-binary @file")
-        boundary = script.startswith(b"--") and re.search(b'^multipart/.*boundary="?([^";,]+)',
-                                                          request.headers.get(b"content-type", b""), re.I)
+        boundary = re.match(b'multipart/.*boundary="?([^";,]+)', request.headers.get(b"content-type", b""), re.I)
         if boundary and script.startswith(b"--" + boundary.group(1)):
             raise bad("a form, as curl -F makes it, is no script: POST the script, as by curl --data-binary @file")
         return script if script.startswith(b"#!") else b"#!" + self.shell + b"\n" + script
 
-    @staticmethod
-    async def _wait(request, given, job, on_gone=None):
-        """Wait for the end of the job, if that is asked for; call on_gone(job) if the client disconnects."""
+    async def _wait(self, request, given, job):
+        """Wait for the end of the job, if that is asked for."""
         seconds = given.get("wait")
-        if not seconds or job.is_complete():
-            return
         try:
-            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds == FOREVER else seconds))
+            if seconds and not job.is_complete():
+                await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
         except ClientGone:
-            if on_gone:
-                on_gone(job)
+            if given.get("attach"):
+                self.runner.cancel(job)
             raise
 
-    def _answer_job(self, given, job, complete, running, headers):
-        """Answer with the job, and the status for one that is complete or not, or has failed if that is asked for."""
-        status = complete if job.is_complete() else running
-        return self._answer_jobs(424 if given.get("fail") and job.has_failed() else status, given, [job], headers)
+    async def _answer_job(self, request, given, job, complete, running):
+        """Wait and answer with the job, and the status for one that is complete or not, or 424 for one that failed."""
+        await self._wait(request, given, job)
+        status = 424 if given.get("fail") and job.has_failed() else complete if job.is_complete() else running
+        return self._answer_jobs(status, given, [job], [("Location", job.href)])
 
     @staticmethod
     def _answer_jobs(status, given, jobs, headers=()):
         """Answer with the jobs as JSON, or as text if that is asked for."""
-        write, content_type = (jobs_text, TEXT) if given.get("text") else (jobs_json, JSON)
-        return Response.of_pieces(status, write(jobs, shown_fields(given)), content_type, headers)
+        write, fields, content_type = ((jobs_text, TEXT_FIELDS, TEXT) if given.get("text") else
+                                       (jobs_json, DEFAULT_FIELDS, JSON))
+        return Response.of_pieces(status, write(jobs, given.get("fields", fields)), content_type, headers)
 
     async def list(self, request, given):
         jobs = self.store.select(given.get("state") or None, given.get("label") or None, given.get("last"))
         return self._answer_jobs(200, given, jobs)
 
-    async def delete_all(self, request, given):
+    async def get(self, request, given, job):
+        return await self._answer_job(request, given, job, 200, 202)
+
+    async def delete(self, request, given, *job):
+        """End and forget the job, or all with that state and label."""
         for name, value in given.items():
             if not value:               # as from a variable of the shell that is not set
                 raise bad("%s is empty: give a value, or leave it out for all", name)
-        jobs = self.store.select(given.get("state"), given.get("label"))
-        for job in jobs:
-            self.store.remove(job)
+        jobs = job or self.store.select(given.get("state"), given.get("label"))
+        for each in jobs:
+            self.store.remove(each)
         await self.runner.end_or_release(jobs)
-        return Response(204)
-
-    async def get(self, request, given, job):
-        check_wait_and_follow(given)
-        await self._wait(request, given, job)
-        return self._answer_job(given, job, 200, 202, [("Location", job.href)])
-
-    async def delete(self, request, given, job):
-        self.store.remove(job)
-        await self.runner.end_or_release([job])
         return Response(204)
 
     async def script(self, request, given, job):
@@ -3398,93 +3333,61 @@ class App:
         await self._wait(request, given, job)
         return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
 
-    # Output.
-
-    async def out(self, request, given, job):
-        return await self._output(request, given, job, OUT)
-
-    async def err(self, request, given, job):
-        return await self._output(request, given, job, ERR)
-
-    async def log(self, request, given, job):
-        output, offset = job.output, given.get("from")
-        if not given.get("json"):
-            if offset is not None:
-                raise bad("from is a position in the log as log?json tells it: give json too")
-            return await self._output(request, given, job, LOG)
-        if offset is None:
-            offset = await self._beginning(given, output, LOG)
-        elif "tail" in given:
-            raise bad("from and tail both say where to begin: give one of them")
-        elif offset > output.end[LOG]:
-            raise Error("range not satisfiable", "the log has %d bytes" % output.end[LOG])
-        body = JsonLog(request.client, job, max(offset, output.start[LOG]), given.get("follow"))
-        return Response(200, body, JSON_LINES, [("Rtot-Dropped", str(output.start[LOG])), UNBUFFERED])
-
-    async def _beginning(self, given, output, which):
-        """Return the offset at which to begin: that of the last lines, or of what is kept."""
-        lines = given.get("tail")
-        return output.start[which] if lines is None else await output.tail(which, lines, self.loop.breathe)
-
-    async def _output(self, request, given, job, which):
-        """Answer with what the job has printed: all, from the byte that Range names, or the last lines.
+    async def output(self, request, given, job, which):
+        """Answer with what the job has printed: all, from the byte that Range or `from` names, or the last lines.
 
         206 tells that bytes before the first may be missing: they were dropped, or Range did not ask for them.
         """
-        follow, output = given.get("follow", False), job.output
-        first = self._range(request) if which != LOG else None
-        if first is not None and "tail" in given:
-            raise bad("Range and tail both say where to begin: give one of them")
-        offset = await self._beginning(given, output, which) if first is None else first
+        output, follow = job.output, given.get("follow", False)
+        first = given.get("from") if which == LOG else range_start(request)
+        offset = output.start[which] if first is None else first
+        if "tail" in given:
+            if first is not None:
+                raise bad("give one of these, not both: Range tail")
+            offset = await output.tail(which, given["tail"], self.loop.breathe)
         start, end = output.start[which], output.end[which]
-        if offset > end or first is not None and not follow and offset == end:
+        if offset > end or first == end and which != LOG and not follow:
             raise Error("range not satisfiable", "there are %d bytes" % end, [("Content-Range", "bytes */%d" % end)])
         offset, headers, status = max(offset, start), [("Rtot-Dropped", str(start))], 200
+        if follow:
+            headers.append(UNBUFFERED)
+        if given.get("json"):
+            return Response(200, JsonLog(request.client, job, offset, follow), JSON_LINES, headers)
         if first is not None or offset == start > 0:
-            status, last = 206, MOST_BYTES if follow else max(end - 1, offset)
+            last = MOST_BYTES if follow else max(end - 1, offset)
             whole = str(end) if job.is_complete() and not follow else "*"
             headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
+            status = 206
         if not follow and end - offset <= SLICE:
             return Response(status, b"".join(kept_pieces(output, which, offset, end)), TEXT, headers)
-        return Response(status, OutputBody(request.client, job, which, offset, follow), TEXT,
-                        headers + [UNBUFFERED] if follow else headers, None if follow else end - offset)
-
-    @staticmethod
-    def _range(request):
-        """Return the N of Range: bytes=N-, or None; others are as if there were none, which RFC 9110, 14.2 allows.
-
-        If-Range asks for a validator, which these bodies have not.
-        """
-        match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
-        return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
+        body = OutputBody(request.client, job, which, offset, follow)
+        return Response(status, body, TEXT, headers, None if follow else end - offset)
 
     # Talking to a job.
 
     async def stdin(self, request, given, job):
         if not (job.options.stdin or job.options.tty):
             raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
-        eof = given.get("eof", False)
         request.timeout = None             # what makes the input may take its time
         await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
         while True:
             data = await request.read()
-            if data or eof and request.ended:
+            eof = request.ended and given.get("eof", False)
+            if data or eof:
                 process = self.runner.process(job)
                 if process is None:
                     raise Error("conflict", "standard input of job %d is closed" % job.id)
-                await request.client.attend(feed(self.loop, process, data, eof and request.ended))
+                await request.client.attend(feed(self.loop, process, data, eof))
             if request.ended:
                 return Response(204)
 
     async def kill(self, request, given, job):
-        number, grace = given.get("signal"), given.get("grace")
-        if number is None:
-            number, grace = signal.SIGTERM, GRACE if grace is None else grace
-        await self.runner.kill(job, number, grace)
+        grace = given.get("grace", None if "signal" in given else GRACE)
+        await self.runner.kill(job, given.get("signal", signal.SIGTERM), grace)
         return Response(204)
 
     async def resize(self, request, given, job):
-        if "rows" not in given or "cols" not in given:
+        if len(given) < 2:
             raise bad("give both, as ?rows=24&cols=80")
         if not job.options.tty:
             raise Error("conflict", "job %d has no terminal: POST /jobs?tty gives one" % job.id)
@@ -3493,6 +3396,12 @@ class App:
             raise Error("conflict", "the terminal of job %d is closed" % job.id)
         set_size(process.terminal, given["rows"], given["cols"])
         return Response(204)
+
+
+def range_start(request):
+    """Return the N of Range: bytes=N-; None for others, which may be ignored (RFC 9110, 14.2), and with If-Range."""
+    match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
+    return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
 
 
 @functools.lru_cache(maxsize=1)
@@ -3507,13 +3416,11 @@ def user_name():
 @functools.lru_cache(maxsize=128)
 def find_route(method, path):
     """Return (a row of ROUTES, the number of a job as text or None)."""
-    parts = path.split("/")
-    if len(parts) > 2 and not parts[-1]:
-        if method == "DELETE":
-            raise bad("DELETE %s: leave the last slash out, or name a job behind it if a variable was empty", path)
-        parts.pop()             # /jobs/ is /jobs
-    number = parts[2] if len(parts) > 2 and parts[1] == "jobs" else None
-    key = "/".join(parts if number is None else parts[:2] + ["{id}"] + parts[3:])
+    place = path[:-1] if path[1:].endswith("/") else path       # /jobs/ is /jobs
+    if place != path and method == "DELETE":
+        raise bad("DELETE %s: leave the last slash out, or name a job behind it if a variable was empty", path)
+    match = re.match("/jobs/([^/]*)", place)
+    number, key = (match.group(1), "/jobs/{id}" + place[match.end():]) if match else (None, place)
     methods = {route[0]: route for route in ROUTES if route[1] == key}
     if not methods and path.startswith("/"):        # but * and host:80, of OPTIONS and CONNECT
         raise Error("not found", "there is nothing at %s; GET / lists what there is" % path)
@@ -3540,15 +3447,15 @@ ROUTES = (          # method, path, handler, parameters, whether there is a body
     ("GET", "/ping", App.ping, "", False),
     ("GET", "/jobs", App.list, "state label last fields text", False),
     ("POST", "/jobs", App.create, NEW, True),
-    ("DELETE", "/jobs", App.delete_all, "state label", False),
+    ("DELETE", "/jobs", App.delete, "state label", False),
     ("GET", "/jobs/{id}", App.get, "fields text wait fail", False),
     ("DELETE", "/jobs/{id}", App.delete, "", False),
-    ("GET", "/jobs/{id}/out", App.out, "follow tail", False),
-    ("GET", "/jobs/{id}/err", App.err, "follow tail", False),
-    ("GET", "/jobs/{id}/log", App.log, "follow tail json from", False),
+    ("GET", "/jobs/{id}/out", functools.partial(App.output, which=OUT), "follow tail", False),
+    ("GET", "/jobs/{id}/err", functools.partial(App.output, which=ERR), "follow tail", False),
+    ("GET", "/jobs/{id}/log", functools.partial(App.output, which=LOG), "follow tail json from", False),
     ("GET", "/jobs/{id}/script", App.script, "", False),
     ("GET", "/jobs/{id}/exit", App.exit, "wait", False),
-    ("POST", "/jobs/{id}/again", App.again, NEW, True),
+    ("POST", "/jobs/{id}/again", App.create, NEW, True),
     ("POST", "/jobs/{id}/stdin", App.stdin, "eof", True),
     ("POST", "/jobs/{id}/kill", App.kill, "signal grace", False),
     ("POST", "/jobs/{id}/resize", App.resize, "rows cols", False),
@@ -3733,19 +3640,7 @@ def split_address(text):
     return "" if host == "*" else host.strip("[]"), int(port)       # * for all is common, and no name
 
 
-def checked(pattern, right, convert=int):
-    """Return a type of option: a function that converts text which matches, and else says what would be right."""
-    def parse(text):
-        if not re.fullmatch(pattern, text, re.ASCII):
-            import argparse
-            raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
-        return convert(text)
-    return parse
-
-
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}        # s
-parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G", size_in_bytes)
-parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
 parse_positive = checked("0*[1-9][0-9]{0,8}", "whole number over 0")
 parse_form = checked("text|json", "format: text or json", str)
 parse_time = checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",

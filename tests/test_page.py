@@ -407,7 +407,7 @@ class RunTest(PageCase):
         self.browser.click_on("#options summary")
         self.browser.type("timeout", "soon")
         self.run_script("echo not run")
-        wait_until(lambda: "timeout is a number of seconds" in self.browser.text("trouble"))
+        wait_until(lambda: "timeout: 'soon' is no number of seconds" in self.browser.text("trouble"))
         self.assertEqual(self.server.get("/jobs").jobs, [])
         self.browser.type("timeout", "5")
         self.run_script("echo run")
