@@ -119,26 +119,23 @@ REASONS = {
     503: "Service Unavailable", 505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }
 
-# The kinds of errors, with the status of each; most are called like the status.
+# The status of each kind of error; most are called like the status.
 KINDS = {reason.lower(): status for status, reason in REASONS.items()}
 KINDS.update({"malformed request": 400, "invalid job number": 400, "not authorized": 401, "no such job": 404})
-# Those after which the connection closes, since it can't be told where the next request begins.
-CLOSING = frozenset(("malformed request", "not authorized", "request timeout", "length required", "content too large",
-                     "uri too long", "request header fields too large", "not implemented",
-                     "http version not supported"))
+CLOSING = (401, 408, 411, 413, 414, 431, 501, 505)      # it can't be told where the next request begins
 
 
 class Error(Exception):
-    """Why a request can't be served: raised anywhere, answered in one place, Connection._serve_one.
+    """Why a request can't be served: raised anywhere, answered in Connection._serve_one.
 
     `kind` is one of KINDS, `error` in the JSON; `message` says what would be right.  `headers` are pairs for the
-    answer, `extra` stands before the two in its JSON.
+    answer, `extra` stands before the two in its JSON.  `closes`: the connection is closed after it.
     """
 
     def __init__(self, kind, message, headers=(), **extra):
         super().__init__(message)
-        self.kind, self.message, self.headers, self.extra = kind, message, list(headers), extra
-        self.status, self.closes = KINDS[kind], kind in CLOSING
+        self.kind, self.message, self.headers, self.extra, self.status = kind, message, headers, extra, KINDS[kind]
+        self.closes = kind == "malformed request" or self.status in CLOSING
 
 
 class Canceled(Exception):
@@ -160,7 +157,7 @@ RETRY_AFTER = 0.02      # s after which a timer is called again that found no me
 class Task:
     """A coroutine that the loop runs from one wait to the next.
 
-    Whoever waits looks again when it is woken whether there is reason to go on, so a wake-up too many does no harm.
+    A task that is woken looks again whether it may go on, so a wake-up too many does no harm.
     """
 
     __slots__ = ("loop", "coroutine", "waits", "_started", "_error")
@@ -177,24 +174,20 @@ class Task:
             self.loop.ready.append(self)
 
     def throw(self, error):
-        """Raise `error` where the task waits, or else where it waits next; never before its first step."""
+        """Raise `error` where the task waits, or else where it waits next; None takes back one not raised yet."""
         self._error = error
         self.wake()
 
-    def withdraw(self):
-        """Forget an error that was not raised yet."""
-        self._error = None
-
     def step(self):
         """Run the task until it waits or ends; what it raises is the caller's."""
-        error = self._error if self._started else None
+        error = self._error if self._started else None      # so that a `finally` of its own is entered first
         try:
-            if error is not None:
-                self._error = None
-                self.coroutine.throw(error)
-            else:
+            if error is None:
                 self._started = True
                 self.coroutine.send(None)
+            else:
+                self._error = None
+                self.coroutine.throw(error)
         except (StopIteration, Canceled):
             self.loop.tasks.discard(self)
         except BaseException:
@@ -212,13 +205,11 @@ class Condition:
     __slots__ = ("loop", "_waiters")
 
     def __init__(self, loop):
-        self.loop, self._waiters = loop, None       # tasks, as the keys of a dict, in their order
+        self.loop, self._waiters = loop, None       # tasks, as the keys of a dict, in their order; None for none
 
     def notify_all(self):
-        if self._waiters:
-            waiters, self._waiters = self._waiters, None
-            for task in waiters:
-                task.wake()
+        for task in self._waiters or ():
+            task.wake()
 
     async def wait_for(self, predicate, timeout=None):
         """Wait until predicate() is true, which is asked at each notify_all; return its last result.
@@ -226,23 +217,21 @@ class Condition:
         Waits `timeout` seconds at most; None is no limit.
         """
         result = predicate()
-        if result or timeout is not None and timeout <= 0:
+        if result:
             return result
         task = self.loop.current
         timer = None if timeout is None else self.loop.call_later(timeout, task.wake)
+        self._waiters = self._waiters or {}
+        self._waiters[task] = None
         try:
             while not result and (timer is None or timer[2]):
-                if self._waiters is None:
-                    self._waiters = {}
-                self._waiters[task] = None
                 await self.loop.suspend()
                 result = predicate()
             return result
         finally:
-            if self._waiters:
-                self._waiters.pop(task, None)
-            if timer:
-                self.loop.cancel(timer)
+            del self._waiters[task]
+            self._waiters = self._waiters or None
+            self.loop.cancel(timer)
 
 
 class Deadline:
@@ -252,16 +241,14 @@ class Deadline:
     """
 
     def __init__(self, loop, seconds, error):
-        self._loop, self._seconds, self._error, self._timer = loop, seconds, error, None
+        task, self._loop = loop.current, loop
+        self._timer = None if seconds is None else loop.call_later(seconds, lambda: task.throw(error))
 
     def __enter__(self):
-        if self._seconds is not None:
-            task, error = self._loop.current, self._error
-            self._timer = self._loop.call_later(self._seconds, lambda: task.throw(error))
+        pass
 
     def __exit__(self, *_):
-        if self._timer:
-            self._loop.cancel(self._timer)
+        self._loop.cancel(self._timer)
 
 
 class Loop:
@@ -273,7 +260,7 @@ class Loop:
     def __init__(self):
         self.ready, self.tasks, self.current = collections.deque(), set(), None
         self.report, self.relieve = sys.excepthook, gc.collect
-        self._selector, self._watched = selectors.DefaultSelector(), {}     # the callback of each descriptor, in a list
+        self._selector, self._watched = selectors.DefaultSelector(), {}     # the SelectorKey of each descriptor
         self._timers, self._timer_count, self._canceled = [], itertools.count(), 0
         self._stepped, self._stopped = 0.0, False       # when the current task was resumed
 
@@ -305,19 +292,13 @@ class Loop:
         """Call callback(events) in each turn in which the descriptor is ready for READ or WRITE, as `events` says."""
         if not events:
             self.unwatch(fd)
-        elif fd in self._watched:
-            self._selector.modify(fd, events, self._watched[fd])
-            self._watched[fd][:] = [callback]
         else:
-            callbacks = [callback]
-            self._selector.register(fd, events, callbacks)
-            self._watched[fd] = callbacks
+            change = self._selector.modify if fd in self._watched else self._selector.register
+            self._watched[fd] = change(fd, events, callback)
 
     def unwatch(self, fd):
         """Watch it no more, if it was; before it is closed, since a duplicate would go on reporting (epoll(7))."""
-        callbacks = self._watched.pop(fd, None)
-        if callbacks:
-            callbacks.clear()       # so also what was selected in this turn already
+        if self._watched.pop(fd, None):
             self._selector.unregister(fd)
 
     def call_later(self, seconds, function):
@@ -327,13 +308,14 @@ class Loop:
         return timer
 
     def cancel(self, timer):
-        if timer[2]:
+        """Cancel it, unless it was called already, or is None."""
+        if timer and timer[2]:
             timer[2] = None
             self._canceled += 1
-        if self._canceled > 1000 and self._canceled > len(self._timers) // 2:
-            self._timers = [each for each in self._timers if each[2]]
-            heapq.heapify(self._timers)
-            self._canceled = 0
+            if self._canceled > max(1000, len(self._timers) // 2):
+                self._timers = [each for each in self._timers if each[2]]
+                heapq.heapify(self._timers)
+                self._canceled = 0
 
     def catch_signals(self, handlers):
         """Call handlers[number]() in the loop when that signal comes.
@@ -341,7 +323,6 @@ class Loop:
         Python writes its number to a pipe; not to a pair of sockets, which was full after 278.
         """
         reading, writing = os.pipe()
-        os.set_blocking(reading, False)
         os.set_blocking(writing, False)
         self.watch(reading, READ, lambda events: [
             self._call(handlers[number]) for number in set(os.read(reading, READ_SIZE)) if number in handlers])
@@ -357,10 +338,10 @@ class Loop:
     def stop(self):
         self._stopped = True
 
-    def close(self, seconds=1.0):
-        """Cancel all tasks, and run them to their ends, for that many seconds at most."""
-        until = time.monotonic() + seconds
-        for task in list(self.tasks):
+    def close(self):
+        """Cancel all tasks, and run them to their ends, for a second at most."""
+        until = time.monotonic() + 1.0
+        for task in self.tasks:
             task.throw(Canceled())
         while self.tasks and time.monotonic() < until:
             self._turn()
@@ -372,9 +353,9 @@ class Loop:
         if self._timers:
             timeout = min(max(self._timers[0][0] - time.monotonic(), 0), timeout)
         for key, events in self._selector.select(timeout):
-            for callback in key.data:           # none, if it is watched no more
-                if not self._call(callback, events):
-                    self.unwatch(key.fd)        # or it would fail again at once
+            # A callback before may have ended this watch, and the number may be another descriptor's by now.
+            if self._watched.get(key.fd) is key and not self._call(key.data, events):
+                self.unwatch(key.fd)            # or it would fail again at once
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)
@@ -395,7 +376,7 @@ class Loop:
         except MemoryError:
             try:
                 self.relieve()
-            except MemoryError:     # whoever finds too little next tries again
+            except MemoryError:     # the next that finds too little tries again
                 pass
             if retry:
                 self.call_later(RETRY_AFTER, function)
@@ -2436,7 +2417,7 @@ class Connection(socketserver.BaseRequestHandler):
             return await coroutine
         finally:
             self._attended = False
-            self.task.withdraw()
+            self.task.throw(None)
 
     async def pause(self, seconds):
         """Wait for some time, or until the client has closed its side."""
