@@ -403,7 +403,7 @@ class Output:
     the last.  When more than `limit` bytes are kept, the oldest are dropped.
 
     The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR and LOG a
-    piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or another
+    piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or
     millisecond makes a new one; when the marks take half of the limit, another second.
     """
 
@@ -411,8 +411,8 @@ class Output:
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.readers, self.consumed = (), None      # the followers; a Condition, see Capture._wait_for_readers
-        self._chunks, self._starts, self._marks = [], [], ()    # and where each chunk begins in the log; an array
+        self.readers, self.consumed = (), None      # those that are waited for; see Capture._wait_for_readers
+        self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     @property
     def size(self):
@@ -421,8 +421,8 @@ class Output:
 
     @property
     def spare(self):
-        """How many of the oldest bytes may be dropped without a loss for an owner, which reads the log."""
-        owned = [reader.offset for reader in self.readers if reader.owner and reader.waited_for]
+        """How many of the oldest bytes an owner, which reads the log, has read already."""
+        owned = [reader.offset for reader in self.readers if reader.owner]
         return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
 
     @property
@@ -431,8 +431,13 @@ class Output:
         return max(self.size, len(self._marks) * 8)
 
     def append(self, stream, data):
-        marked = self._mark(int(time.time() * 1000) << 1 | stream)
-        chunks, end = self._chunks, self.end
+        stamp = int(time.time() * 1000) << 1 | stream
+        chunks, end, marks = self._chunks, self.end, self._marks or array.array("q")
+        last = marks[-1] if marks else 0
+        if last != stamp and ((last ^ stamp) & 1 or abs(stamp - last) >= 2000
+                              or len(marks) * 8 <= max(self.limit // 2, BATCH * MARK)):
+            marks.extend((*end, stamp))
+            self._marks = marks
         if chunks and len(chunks[-1]) + len(data) <= FOLD:
             if type(chunks[-1]) is bytes:       # the one print of a small job stays as small as it is
                 chunks[-1] = bytearray(chunks[-1])
@@ -442,27 +447,17 @@ class Output:
             self._starts.append(end[LOG])
         end[LOG] += len(data)
         end[stream] += len(data)
-        # For a mark too many, as many bytes go as it takes: in the end they free older marks.
-        dropped = max(self.size - self.limit, MARK if marked and self._is_crowded(1) else 0)
+        dropped = self.would_drop(0)
         if dropped:
             self.drop(min(dropped, self.size))
 
-    def _mark(self, stamp):
-        """Note that a piece begins; return whether that took a mark."""
-        marks = self._marks = self._marks or array.array("q")
-        last = marks[-1] if marks else None
-        if last == stamp or last and (last ^ stamp) & 1 == 0 and self._is_crowded(2) and abs(stamp - last) < 2000:
-            return False
-        marks.extend((*self.end, stamp))
-        return True
-
-    def _is_crowded(self, part):
-        """Do the marks take more memory than the limit divided by `part`?"""
-        return len(self._marks) * 8 > max(self.limit // part, BATCH * MARK)
-
     def would_drop(self, count):
-        """Return how many bytes an append of `count` would push out, at most."""
-        return max(self.size + count - self.limit, MARK if self._is_crowded(1) else 0)
+        """Return how many bytes an append of `count` pushes out, at most.
+
+        While there are too many marks, as many bytes go as one takes: in the end they free the oldest.
+        """
+        is_crowded = len(self._marks) * 8 > max(self.limit, BATCH * MARK)
+        return max(self.size + count - self.limit, MARK if is_crowded else 0)
 
     def drop(self, count):
         """Forget the `count` oldest bytes; a chunk is freed with its last byte."""
@@ -482,34 +477,23 @@ class Output:
             return self._slice(offset, limit)
         parts = []
         while limit > 0 and offset < self.end[which] and len(parts) < BATCH:
-            position, size, _ = self._piece(which, offset)
-            parts.append(self._slice(position, min(size, limit)))
+            parts.append(self.read_piece(which, offset, limit)[2])
             offset += len(parts[-1])
             limit -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
-    def read_piece(self, position, limit):
-        """Return (stream, ms since 1970, bytes) of what came together at a position of the log, before its end."""
-        _, size, stamp = self._piece(LOG, position)
-        return stamp & 1, stamp >> 1, self._slice(position, min(size, limit))
-
-    def _find(self, which, offset):
-        """Return the index of the mark of the piece that has an offset, or of the last."""
-        marks, low, high = self._marks, 0, len(self._marks) // 4
-        while high - low > 1:
-            middle = (low + high) // 2
-            if marks[middle * 4 + which] <= offset:
-                low = middle
-            else:
-                high = middle
-        return low * 4
-
-    def _piece(self, which, offset):
-        """Return (position in the log, size of the piece from there on, stamp) of an offset before the end."""
+    def read_piece(self, which, offset, limit):
+        """Return (stream, ms since 1970, bytes) of what came together at an offset, which is before the end."""
         marks, index = self._marks, self._find(which, offset)
         position = marks[index + LOG] + offset - marks[index + which]
         end = marks[index + 4 + LOG] if index + 4 < len(marks) else self.end[LOG]
-        return position, end - position, marks[index + 3]
+        stamp = marks[index + 3]
+        return stamp & 1, stamp >> 1, self._slice(position, min(end - position, limit))
+
+    def _find(self, which, offset):
+        """Return the index of the mark of the piece that has an offset, or of the last."""
+        with memoryview(self._marks) as marks, marks[which::4] as column:     # which grow again only when it is released
+            return (bisect.bisect_right(column, offset) - 1) * 4
 
     def _slice(self, position, limit):
         """Return bytes of the log, from one chunk."""
@@ -517,27 +501,26 @@ class Output:
             return b""
         index = bisect.bisect_right(self._starts, position) - 1
         begin = position - self._starts[index]
-        data = self._chunks[index][begin:begin + limit]
-        return data if type(data) is bytes else bytes(data)
+        return bytes(self._chunks[index][begin:begin + limit])
 
     async def tail(self, which, lines, breathe):
         """Return the offset at which the last `lines` lines begin; breathe() is awaited now and then."""
-        offset, wanted = self.end[which], None      # newlines to find from the end
-        while lines and offset > self.start[which]:
+        if not lines:
+            return self.end[which]
+        offset = self.end[which] - 1        # a newline at the very end begins no line
+        while offset > self.start[which]:
             begin, data = max(offset - FOLD, self.start[which]), b""
             while begin + len(data) < offset:
                 data += self.read(which, begin + len(data), offset - begin - len(data))
                 await breathe()
                 lost = max(self.start[which] - begin, 0)        # meanwhile
                 begin, data = begin + lost, data[lost:]
-            if wanted is None:
-                wanted = lines + data.endswith(b"\n")       # the one that ends the last line begins none
             count = data.count(b"\n")
-            if count >= wanted:
-                return begin + [match.end() for match in re.finditer(b"\n", data)][-wanted]
-            wanted -= count
+            if count >= lines:
+                return begin + [match.end() for match in re.finditer(b"\n", data)][-lines]
+            lines -= count
             offset = begin
-        return max(offset, self.start[which])
+        return self.start[which]
 
 
 class Reader:
@@ -547,14 +530,15 @@ class Reader:
     seconds.  `owner`, the Connection of the client that started the job or None, is waited for while it reads at all.
     """
 
-    __slots__ = ("output", "which", "offset", "owner", "waited_for", "since")
+    __slots__ = ("output", "which", "offset", "owner", "_since")
 
     def __init__(self, output, which, offset, owner=None):
         self.output, self.which, self.offset, self.owner = output, which, offset, owner
-        self.waited_for, self.since = True, None    # (progress, time) when the job began to wait for it
+        self._since = None      # (progress, time) of when the job began to wait for it, or it had read enough
         output.readers += (self,)
 
     def close(self):
+        """Let the job wait for it no more."""
         self.output.readers = tuple(reader for reader in self.output.readers if reader is not self)
         self.advance(0)
 
@@ -569,27 +553,26 @@ class Reader:
         if self.output.consumed:
             self.output.consumed.notify_all()
 
-    def would_lose(self, dropped):
-        """Would a drop of so many bytes take what this reader has still to read, and is waited for?"""
-        output, which = self.output, self.which
-        return (dropped > 0 and self.waited_for and not self.has_lost
-                and self.offset < min(output.end[which], output.start[which] + dropped))
-
-    def check_pace(self, now):
-        """Return how many more seconds it is waited for; these begin again when it has read enough.
+    def delay(self, dropped):
+        """Return for how many seconds at most a drop of so many bytes has to wait for it.
 
         The system may hold megabytes for an owner that reads slowly, so what it has passed on counts too.
         """
+        output, which, now = self.output, self.which, time.monotonic()
+        if dropped <= 0 or self.has_lost or self.offset >= min(output.end[which], output.start[which] + dropped):
+            self._since = None
+            return 0
         progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
-        if self.since is None or progress != self.since[0]:
-            self.since = progress, now
-        remaining = self.since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
-        self.waited_for = remaining > 0
-        return remaining
+        if self._since is None or progress != self._since[0]:
+            self._since = progress, now
+        remaining = self._since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
+        if remaining <= 0:
+            self.close()
+        return max(remaining, 0)
 
 
 class TotalOutput:
-    """The output of all jobs together.  When it costs more than `limit` bytes, what was printed longest ago is dropped.
+    """The output of all jobs.  When it costs more than `limit` bytes, what was printed longest ago is dropped.
 
     What an owner has still to read is dropped only when nothing else is left.
     """
@@ -626,17 +609,17 @@ class TotalOutput:
                 self.forget(output)
 
     def delay(self, output, count):
-        """Return for how many seconds `count` bytes more wait for followers, at most; 0 is not at all."""
-        now, excess = time.monotonic(), self.size + count - self.limit
-        for other in self._kept if excess > 0 else ():
-            excess -= other.spare
+        """Return for how many seconds `count` bytes more wait for followers, at most."""
+        excess = self.size + count - self.limit
+        for other in self._kept:
             if excess <= 0:
                 break
+            excess -= other.spare
         dropped = max(output.would_drop(count), count if excess > 0 else 0)
-        delays = [reader.check_pace(now) for reader in output.readers if reader.would_lose(dropped)]
-        if excess > 0 and any(reader.owner and reader.waited_for for reader in output.readers):
+        delays = [reader.delay(dropped) for reader in output.readers]
+        if excess > 0 and any(reader.owner for reader in output.readers):
             delays.append(LOOK_AFTER)       # until another owner has read
-        return min((delay for delay in delays if delay > 0), default=0)
+        return min(filter(None, delays), default=0)
 
     def forget(self, output):
         """Keep nothing of it; return how many bytes that frees."""
@@ -1843,8 +1826,6 @@ class Capture:
     def _pause(self, process, size):
         """Read no more for a moment, if a follower would lose what it has not read; return whether it is so."""
         output = process.job.output
-        for reader in output.readers:
-            reader.since = None
         if self.total.delay(output, size):
             process.paused = True
             for fd in process.pipes:
@@ -3264,7 +3245,7 @@ class JsonLog(OutputBody):
         lines, size = [], 0
         while len(lines) < BATCH and size < min(SLICE, end - self.reader.offset):
             offset = self.reader.offset + size
-            stream, ms, data = self.job.output.read_piece(offset, min(SLICE, end - offset))
+            stream, ms, data = self.job.output.read_piece(LOG, offset, min(SLICE, end - offset))
             decoder = self._decoders[stream]
             begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0   # of a character that ends here
             self._add(lines, offset - begun, ms, stream, decoder.decode(data))
