@@ -646,25 +646,24 @@ STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": 
 CANCELED = "canceled before it started"
 
 # The first server of this name was written in Go, and clients read its answers: exits, times and durations look like
-# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).
-SIGNAL_WORDS = dict(pair.split(": ") for pair in (
-    "HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|ABRT: aborted|"
-    "BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|SEGV: segmentation fault|"
-    "USR2: user defined signal 2|PIPE: broken pipe|ALRM: alarm clock|TERM: terminated|STKFLT: stack fault|"
+# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).  STKFLT is the first,
+# since Python knows it from 3.11 on, and 16 is another one elsewhere.
+SIGNAL_WORDS = {getattr(signal, "SIG" + name, 16): words for name, words in (pair.split(": ") for pair in (
+    "STKFLT: stack fault|HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|"
+    "ABRT: aborted|BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|"
+    "SEGV: segmentation fault|USR2: user defined signal 2|PIPE: broken pipe|ALRM: alarm clock|TERM: terminated|"
     "XCPU: CPU time limit exceeded|XFSZ: file size limit exceeded|VTALRM: virtual timer expired|"
-    "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))
-UNNAMED = {"STKFLT": 16} if LINUX else {}       # signal(7); Python knows it from 3.11 on
-
-
-def signal_number(name):
-    """Return the number of the signal INT or SIGINT, or None if there is none of that name."""
-    name = re.sub("^SIG", "", name.upper())
-    return int(getattr(signal, "SIG" + name, UNNAMED.get(name)) or 0) if re.fullmatch("[A-Z0-9]+", name) else None
+    "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))}
 
 
 def signal_words(number):
     """Return what Go's os.Signal.String() says: "killed" for 9, "signal 34" for one without a name."""
-    return next((words for name, words in SIGNAL_WORDS.items() if signal_number(name) == number), "signal %d" % number)
+    return SIGNAL_WORDS.get(number, "signal %d" % number)
+
+
+def signal_number(name):
+    """Return the number of the signal INT or SIGINT, or None if there is none of that name."""
+    return signal.Signals.__members__.get("SIG" + re.sub("^SIG", "", name.upper()))
 
 
 # time.time_ns came with 3.7.
@@ -694,18 +693,12 @@ def iso_time(ms):
 
 @functools.lru_cache(maxsize=1024)
 def go_duration(seconds):
-    """Return seconds as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 3.5ms."""
-    def decimal(value, digits):
-        return ("%.*f" % (digits, value)).rstrip("0").rstrip(".")
-    ns = int(seconds * 1e9 + 0.5)
-    if ns < 10 ** 9:
-        for unit, size, digits in (("ns", 1, 0), ("\u00b5s", 10 ** 3, 3), ("ms", 10 ** 6, 6)):
-            if ns < size * 1000:
-                return (decimal(ns / size, digits) if digits else str(ns)) + unit if ns else "0s"
-    minutes, ns = divmod(ns, 60 * 10 ** 9)
+    """Return seconds, in whole milliseconds, as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 35ms."""
+    if 0 < seconds < 1:
+        return "%gms" % (seconds * 1000)
+    minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    text = "%dh%dm" % (hours, minutes) if hours else "%dm" % minutes if minutes else ""
-    return text + decimal(ns / 1e9, 9) + "s"
+    return ("%dh" % hours if hours else "") + ("%dm" % minutes if hours or minutes else "") + "%gs" % seconds
 
 
 def readable(data):
@@ -787,21 +780,6 @@ def first_line(script):
     return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
 
 
-class Text:
-    """A large value of a field, which is made as it is sent: `pieces` yields its bytes."""
-
-    def __init__(self, pieces):
-        self.pieces = pieces
-
-    def decode(self):
-        """Yield it as text, a piece at a time; U+FFFD for what is not UTF-8."""
-        import codecs
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for piece in self.pieces:
-            yield decoder.decode(piece)
-        yield decoder.decode(b"", True)
-
-
 def slices(data):
     """Yield the bytes in slices, without a copy."""
     view = memoryview(data)
@@ -819,13 +797,24 @@ def kept_pieces(output, which, offset, end):
         yield data
 
 
+def decode(pieces):
+    """Yield pieces of bytes as pieces of text; U+FFFD for what is not UTF-8."""
+    import codecs
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for piece in pieces:
+        yield decoder.decode(piece)
+    yield decoder.decode(b"", True)
+
+
+def as_text(pieces, size):
+    """Return so many bytes, in pieces, as text; a generator makes it as it is sent if it is large."""
+    return readable(b"".join(pieces)) if size <= SLICE else decode(pieces)
+
+
 def kept_text(output, which):
-    """Return what is kept of a stream as text, or if that is large as a Text."""
+    """Return what is kept of a stream, as_text()."""
     start, end = output.start[which], output.end[which]
-    if start == end:
-        return ""
-    pieces = kept_pieces(output, which, start, end)
-    return readable(b"".join(pieces)) if end - start <= SLICE else Text(pieces)
+    return as_text(kept_pieces(output, which, start, end), end - start) if start < end else ""
 
 
 VIEW = {      # a job's fields in JSON, in this order
@@ -848,7 +837,7 @@ VIEW = {      # a job's fields in JSON, in this order
     "cwd": lambda job: readable(job.options.cwd or working_directory()),
     "timeout": lambda job: job.options.timeout,
     "tty": lambda job: job.options.tty and dict(zip(("rows", "cols"), job.options.tty)),
-    "script": lambda job: readable(job.script) if len(job.script) <= SLICE else Text(slices(job.script)),
+    "script": lambda job: as_text(slices(job.script), len(job.script)),
     "line": lambda job: first_line(job.script),
     "out_bytes": lambda job: job.output.end[OUT],
     "err_bytes": lambda job: job.output.end[ERR],
@@ -868,20 +857,8 @@ def shown(fields):
             for name, view in VIEW.items() if name in fields or name in ALWAYS]
 
 
-def value_json(value):
-    """Yield a value as it stands in the JSON of a job."""
-    import json
-    if isinstance(value, Text):
-        yield b'"'
-        for text in value.decode():
-            yield json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "replace")
-        yield b'"'
-    else:
-        yield json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ").encode("utf-8", "replace")
-
-
 def jobs_json(jobs, fields):
-    """Yield the jobs as JSON, in pieces of bytes: the `fields`, and those that are always shown."""
+    """Yield the jobs as JSON, in pieces of text: the `fields`, and those that are always shown."""
     import json
     encode, lead = json.encoder.encode_basestring, '{\n  "jobs": [\n    {'
     for job in jobs:
@@ -891,17 +868,20 @@ def jobs_json(jobs, fields):
             if not value and may_be_left_out:
                 continue
             text += '\n      "%s": ' % name
-            if type(value) is str:      # most are; JSONEncoder takes twice the time
+            if type(value) is str:          # most are; JSONEncoder takes twice the time
                 text += encode(value) + ","
             elif type(value) is int:
                 text += "%d," % value
+            elif isinstance(value, types.GeneratorType):
+                yield text + '"'
+                for part in value:
+                    yield encode(part)[1:-1]
+                text = '",'
             else:
-                yield text.encode("utf-8", "replace")
-                yield from value_json(value)
-                text = ","
-        yield text[:-1].encode("utf-8", "replace")      # without the last comma
+                text += json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ") + ","
+        yield text[:-1]             # without the last comma
         lead = "\n    },\n    {"
-    yield b"\n    }\n  ]\n}\n" if jobs else b'{\n  "jobs": []\n}\n'
+    yield "\n    }\n  ]\n}\n" if jobs else '{\n  "jobs": []\n}\n'
 
 
 def escape_separators(text):
@@ -909,21 +889,19 @@ def escape_separators(text):
 
 
 def jobs_text(jobs, fields):
-    """Yield the jobs as lines of values separated by tabs, in pieces of bytes."""
+    """Yield the jobs as lines of values separated by tabs, in pieces of text."""
     import json
     for job in jobs:
-        line, separator = "", ""
+        line = ""
         for value in (VIEW[name](job) for name in fields):
-            line += separator
-            if isinstance(value, Text):
-                for text in value.decode():
-                    yield (line + escape_separators(text)).encode("utf-8", "replace")
+            if isinstance(value, types.GeneratorType):
+                for part in value:
+                    yield line + escape_separators(part)
                     line = ""
             elif value is not None:
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                line += escape_separators(text)
-            separator = "\t"
-        yield (line + "\n").encode("utf-8", "replace")
+                line += escape_separators(value if type(value) is str else json.dumps(value, ensure_ascii=False))
+            line += "\t"
+        yield line[:-1] + "\n"
 
 
 class JobStore:
@@ -941,8 +919,8 @@ class JobStore:
         """Give the job its id and keep it."""
         if self._script_bytes + len(job.script) > self.max_scripts:
             raise Error("insufficient storage", (
-                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE "
-                "/jobs?state=complete, or start rtot with more --max-total" % (self._script_bytes, self.max_scripts)))
+                "the scripts of all jobs take %d bytes of %d: DELETE /jobs?state=complete, or start rtot with more "
+                "--max-total" % (self._script_bytes, self.max_scripts)))
         self._script_bytes += len(job.script)
         job.id = self._next_id
         self._next_id += 1
@@ -962,14 +940,15 @@ class JobStore:
             self._script_bytes -= len(job.script)
 
     def retire(self, job):
-        """Note that the job is complete; forget and return those beyond `keep`, the oldest first."""
-        if job in self:
-            self._complete[job.id] = job
-        forgotten = []
-        while self.keep and len(self._complete) > self.keep:
-            forgotten.append(next(iter(self._complete.values())))
-            self.remove(forgotten[-1])
-        return forgotten
+        """Note that the job is complete; return those to keep nothing of: itself if it was deleted, or the oldest."""
+        if job not in self:
+            return [job]
+        self._complete[job.id] = job
+        if not self.keep or len(self._complete) <= self.keep:
+            return []
+        oldest = next(iter(self._complete.values()))
+        self.remove(oldest)
+        return [oldest]
 
     def select(self, state=None, label=None, last=None):
         """Return the jobs in that state and with that label, in order of id: the `last` of them; None is any or all."""
@@ -1448,12 +1427,12 @@ class Runner:
                 self._complete(job, "rtot gave it up", 126)
 
     def _complete(self, job, text, code, held=False):
-        """Complete the job, let the next start, and forget those that are too many, or this one if it was deleted."""
+        """Complete the job, let the next start, and release those that are not kept."""
         job.complete(text, code, held)
         self._placed.discard(job)
         self._start_next()
         self.on_complete(job)
-        for each in self.store.retire(job) + ([] if job in self.store else [job]):
+        for each in self.store.retire(job):
             self._release(each)
 
     def _not_started(self, job, script, error):
@@ -2139,16 +2118,16 @@ class Pieces:
 
 
 def gather(pieces):
-    """Yield the same bytes in blocks of SLICE or more, or of BATCH pieces."""
+    """Yield pieces of text as bytes, in blocks of SLICE characters or more, or of BATCH pieces."""
     parts, size = [], 0
     for piece in pieces:
         parts.append(piece)
         size += len(piece)
         if size >= SLICE or len(parts) >= BATCH:
-            yield b"".join(parts)
+            yield "".join(parts).encode("utf-8", "replace")
             parts, size = [], 0
     if parts:
-        yield b"".join(parts)
+        yield "".join(parts).encode("utf-8", "replace")
 
 
 class Response:
@@ -2173,7 +2152,7 @@ class Response:
 
     @classmethod
     def of_pieces(cls, status, pieces, content_type, headers=()):
-        """Answer with an iterator of bytes; what is large is made as it is sent, so that it is never held whole."""
+        """Answer with an iterator of text; what is large is made as it is sent, so that it is never held whole."""
         blocks = gather(pieces)
         first, second = next(blocks, b""), next(blocks, None)
         body = first if second is None else Pieces(itertools.chain((first, second), blocks))
