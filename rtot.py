@@ -963,10 +963,10 @@ SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts
 
 
 def parse_shebang(script):
-    """Return (interpreter, argument or None) as the kernel would read them from the first 256 bytes.
+    """Return (interpreter, argument or None) by the rules of Linux's fs/binfmt_script.c.
 
-    The rules are those of Linux's fs/binfmt_script.c: one argument, blanks around it cut, no newline needed at the
-    end of the file.  OSError ENOEXEC or EACCES for what the kernel would not take.
+    It reads 256 bytes, takes one argument, cuts blanks around it, and needs no newline at the end of the file.
+    OSError ENOEXEC or EACCES for what it would not take.
     """
     head = script[:SHEBANG_SIZE].ljust(SHEBANG_SIZE, b"\0")
     end = head.find(b"\n")
@@ -988,14 +988,11 @@ def os_error(number):
 
 
 def explain_failure(script, code):
-    """Return what is probably wrong with a script that ended with that exit code, to be told in its errors; or b""."""
-    first, newline, _ = script.partition(b"\n")
-    if code and (first.endswith(b"\r") or b"\r\n" in script):
-        return (b"rtot: lines of the script end in a carriage return (CR), which is a part of them on Unix: "
-                b"send it with Unix line ends, as by sed 's/\\r$//'\n")
-    if code in (126, 127) and script.startswith(b"#!") and not newline:
-        return (b"rtot: the script is a single #! line: curl -d @file takes the newlines out of a file, "
-                b"--data-binary @file does not\n")
+    """Return what is probably wrong with a script that ended with that exit code, for its standard error; or b""."""
+    if code and (b"\r\n" in script or script.endswith(b"\r")):
+        return b"rtot: lines of the script end in a carriage return (CR): send Unix line ends, as by sed 's/\\r$//'\n"
+    if code in (126, 127) and b"\n" not in script:
+        return b"rtot: the script is one #! line: curl -d @file takes newlines out, --data-binary @file does not\n"
     return b""
 
 
@@ -1012,102 +1009,94 @@ class Workspace:
 
     async def sweep(self, breathe):
         """Remove the directories of servers that were killed; breathe() is awaited now and then."""
-        directory = os.environ.get("TMPDIR") or "/tmp"          # tempfile knows more, but takes 0.6 MB
-        for place in {directory if os.path.isdir(directory) else "/tmp", self.FALLBACK}:
+        for place in {os.environ.get("TMPDIR") or "/tmp", "/tmp", self.FALLBACK}:   # tempfile takes 0.6 MB
             try:
                 with os.scandir(place) as entries:
                     for entry in entries:
-                        if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry):
-                            self._remove_unlocked(entry.path)
+                        if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name):
+                            self._remove_stale(entry)
                         await breathe()
             except OSError:                 # there is none, or no descriptor
                 pass
 
     @staticmethod
-    def _remove_unlocked(path):
+    def _remove_stale(entry):
+        """Remove the directory if a server of our user has made it, and does not lock it any more.
+
+        Then both it and its files, which have numbers for names, are ours and 0700; rtot 1.0 made files of 0600.
+        """
         import fcntl
+
+        def is_ours(entry, kind):
+            status = entry.stat(follow_symlinks=False)
+            return status.st_uid == os.geteuid() and status.st_mode & ~(stat.S_ISGID | 0o100) == kind | 0o600
         fd = None
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name in os.listdir(path):
-                os.unlink(os.path.join(path, name))
-            os.rmdir(path)
+            if is_ours(entry, stat.S_IFDIR):
+                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with os.scandir(entry.path) as entries:
+                    files = list(entries)
+                if all(re.fullmatch("[0-9]+", file.name, re.ASCII) and is_ours(file, stat.S_IFREG) for file in files):
+                    for file in files:
+                        os.unlink(file.path)
+                    os.rmdir(entry.path)
         except OSError:                     # its server lives, or there are no locks here, or it is gone meanwhile
             pass
         finally:
             if fd is not None:
                 os.close(fd)
 
-    @staticmethod
-    def _is_ours(entry):
-        """Can a server of our user have made it?  Then it is 0700, with files alone, which have numbers for names."""
-        def owner_and_mode(entry):
-            status = entry.stat(follow_symlinks=False)
-            return status.st_uid, status.st_mode & ~(stat.S_ISGID | 0o100)      # rtot 1.0 made files of 0600
-        try:
-            with os.scandir(entry.path) as files:
-                return owner_and_mode(entry) == (os.geteuid(), stat.S_IFDIR | 0o600) and all(
-                    re.fullmatch("[0-9]+", file.name, re.ASCII) and owner_and_mode(file)[1] == stat.S_IFREG | 0o600
-                    for file in files)
-        except OSError:                     # gone meanwhile, or another's
-            return False
-
     def _make(self):
-        """Make the directory and lock it; again, if a sweeper came between the two."""
+        """Make the directory, if there is none, and lock it."""
         import fcntl
-        import tempfile
-        while self._directory is None:
+        if self._directory is None:
+            import tempfile
             try:
                 path = tempfile.mkdtemp(prefix=self.PREFIX)
             except OSError:
                 path = tempfile.mkdtemp(prefix=self.PREFIX, dir=self.FALLBACK)
-            try:
-                self._fd = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                os.rmdir(path)
-                raise
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._fd)
-                continue
-            except OSError:                 # there are no locks here: nobody can sweep it, either
-                pass
             self._directory = os.fsencode(os.path.abspath(path))
+        self._fd = os.open(self._directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError from None       # a sweeper removes it
+        except OSError:                     # there are no locks here: nobody can sweep it, either
+            pass
 
     def _create(self):
         """Return (path, descriptor) of a new file, in a directory that is made if there is none (any more)."""
-        if self._directory is None:
-            self._make()
-        path = b"%s/%d" % (self._directory, next(self._names))
-        try:        # executable, for a script that runs itself: exec flock "$0" "$0"
+        try:
+            if self._fd is None:
+                self._make()
+            path = b"%s/%d" % (self._directory, next(self._names))
+            # Executable, for a script that runs itself: exec flock "$0" "$0".
             return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
-        except FileNotFoundError:           # somebody has cleaned the temporary directory
-            os.close(self._fd)
-            self._directory = None
+        except FileNotFoundError:           # somebody has cleaned the temporary directory, or swept this one
+            if self._directory is None:
+                raise
+            self.close()
             return self._create()
 
     def write(self, data):
         """Return the path of a file that holds all of `data`."""
+        path = fd = None
         try:
             path, fd = self._create()
-        except OSError as error:
-            raise Error("insufficient storage", "no temporary directory can be written: %s; name one by TMPDIR"
-                        % error.strerror) from error
-        try:
             rest = data
             while rest:                     # write(2) may take a part
                 rest = rest[os.write(fd, rest):]
+            return path
         except OSError as error:
-            self.remove(path)
-            raise Error("insufficient storage", "the script could not be written to %s: %s" % (
-                readable(os.path.dirname(path)), error.strerror)) from error
+            if path:
+                self.remove(path)
+            where = readable(self._directory or b"a temporary directory")
+            raise Error("insufficient storage", "the script can't be written to %s: %s; TMPDIR can name another place"
+                        % (where, error.strerror)) from error
         finally:
-            os.close(fd)
-        return path
+            if fd is not None:
+                os.close(fd)
 
     @staticmethod
     def remove(path):
@@ -1122,8 +1111,9 @@ class Workspace:
         import shutil
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+        if self._fd is not None:
             os.close(self._fd)
-            self._directory = None
+        self._directory = self._fd = None
 
 
 # ---------------------------------------------------------------------------------------------- runner
