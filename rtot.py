@@ -8,14 +8,13 @@ One thread waits in one selector for descriptors, children that exit, and timers
 Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
 
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
-the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
-that is raised on the way is answered in Connection._serve_one.
+the secret and calls the handler that ROUTES names, which returns a Response; Connection sends it.  An Error that is
+raised on the way is answered in Connection._serve_one.
 A job: App._new_job reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
-rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile
-Capture.read takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
+rest of its life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Capture.read
+takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
-Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
-command line.  Where a change belongs:
+Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
 - a parameter: a line in PARAMETERS, and its name in ROUTES; if it is an option of a job, also in Options and PLAIN;
 - a field of a job: a line in VIEW, and a slot of Job if it is stored;
@@ -55,15 +54,15 @@ __version__ = "1.1.0"
 MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
-# What GET /ping and the page do not need is imported at the first authenticated request: it is 6.7 MB.  All at once,
-# since later there may be no descriptor to import it with.
+# Imported at the first authenticated request, since GET /ping and the page do without these 6.7 MB; all at once, since
+# later there may be no descriptor to import with.
 LATER = ("codecs", "ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
          "termios", "traceback", "urllib.parse")
 
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
-LOOK_AFTER = 0.1        # s between two looks at who is left to be killed, or has a terminal open again
+LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or has a terminal open again
 KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
 LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, which costs 1 us a child
 MANY_SILENT = 100       # processes whose output has ended: no more are asked at each SIGCHLD whether they have exited
@@ -78,8 +77,8 @@ TERMINAL_LINE = 4095    # bytes that a terminal takes of a line: termios(3), can
 STEP = 0.003            # s that a task may run before it lets others run
 
 # Output.
-FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
-BATCH = 500             # pieces of an output, or jobs of a list, that are looked at in one go: some 2 ms
+SLICE = 1 << 16         # bytes of output or of an answer that are handled at a time
+BATCH = 500             # pieces of an output, or jobs of a list, that are handled at a time: some 2 ms
 TRIM_SIZE = 16 * MIB    # bytes of output that were forgotten, after which malloc is asked to give its pages back
 TRIM_AFTER = 1.0        # s until it is asked, so that many deletions are one
 OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
@@ -102,7 +101,6 @@ DRAIN = 1.0             # s for which answers may still be sent when all jobs ha
 LINGER, LINGER_BYTES = 2.0, 16 * MIB
 KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30        # of one that has the secret, as long as it sends
 PROMPT = 1.0            # s in which a new client sends its first head, if it means to
-SLICE = 1 << 16         # bytes of an answer that are made at a time
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
 LOG_LINE = 4000         # characters: a pipe takes PIPE_BUF bytes at once, or none (pipe(7))
 SWEEP_AFTER = 0.5       # s after the start
@@ -160,10 +158,10 @@ class Task:
     A task that is woken looks again whether it may go on, so a wake-up too many does no harm.
     """
 
-    __slots__ = ("loop", "coroutine", "waits", "_started", "_error")
+    __slots__ = ("loop", "coroutine", "waits", "_error")
 
     def __init__(self, loop, coroutine):
-        self.loop, self.coroutine, self.waits, self._started, self._error = loop, coroutine, False, False, None
+        self.loop, self.coroutine, self.waits, self._error = loop, coroutine, False, None
         loop.tasks.add(self)
         loop.ready.append(self)
 
@@ -180,10 +178,9 @@ class Task:
 
     def step(self):
         """Run the task until it waits or ends; what it raises is the caller's."""
-        error = self._error if self._started else None      # so that a `finally` of its own is entered first
+        error = self._error if self.coroutine.cr_await else None        # never before its first step
         try:
             if error is None:
-                self._started = True
                 self.coroutine.send(None)
             else:
                 self._error = None
@@ -205,17 +202,14 @@ class Condition:
     __slots__ = ("loop", "_waiters")
 
     def __init__(self, loop):
-        self.loop, self._waiters = loop, None       # tasks, as the keys of a dict, in their order; None for none
+        self.loop, self._waiters = loop, None       # tasks in their order, the keys of a dict; None if there are none
 
     def notify_all(self):
         for task in self._waiters or ():
             task.wake()
 
     async def wait_for(self, predicate, timeout=None):
-        """Wait until predicate() is true, which is asked at each notify_all; return its last result.
-
-        Waits `timeout` seconds at most; None is no limit.
-        """
+        """Wait until predicate() is true, which is asked at each notify_all, or for `timeout` s; return its result."""
         result = predicate()
         if result:
             return result
@@ -235,10 +229,7 @@ class Condition:
 
 
 class Deadline:
-    """`with Deadline(loop, seconds, error):` raises the error in the current task if the block takes longer.
-
-    None is no limit.
-    """
+    """`with Deadline(...):` raises the error in the current task if the block takes longer; None is no limit."""
 
     def __init__(self, loop, seconds, error):
         task, self._loop = loop.current, loop
@@ -252,9 +243,9 @@ class Deadline:
 
 
 class Loop:
-    """Runs tasks, and calls functions when a descriptor is ready or a time has come; in one thread.
+    """Runs tasks, and calls functions when a descriptor is ready or a time has come.
 
-    `report` is called with what a function or a task raised that nobody foresaw, `relieve` when memory is short.
+    `report` is called with an exception that nobody foresaw, `relieve` when memory is short.
     """
 
     def __init__(self):
@@ -265,7 +256,7 @@ class Loop:
         self._stepped, self._stopped = 0.0, False       # when the current task was resumed
 
     def spawn(self, coroutine):
-        """Run the coroutine as a Task, from the next turn on; return the Task."""
+        """Run the coroutine as a Task, which is returned."""
         return Task(self, coroutine)
 
     @types.coroutine
@@ -281,7 +272,7 @@ class Loop:
         yield
 
     async def breathe(self):
-        """Let others run, if the current task has run for STEP: called by those who may have much to do."""
+        """Let others run, if the current task has run for STEP."""
         if time.monotonic() - self._stepped > STEP:
             await self.turn()
 
@@ -289,7 +280,7 @@ class Loop:
         await Condition(self).wait_for(lambda: False, seconds)
 
     def watch(self, fd, events, callback):
-        """Call callback(events) in each turn in which the descriptor is ready for READ or WRITE, as `events` says."""
+        """Call callback(events) whenever the descriptor is ready for READ or WRITE, as `events` says."""
         if not events:
             self.unwatch(fd)
         else:
@@ -297,7 +288,7 @@ class Loop:
             self._watched[fd] = change(fd, events, callback)
 
     def unwatch(self, fd):
-        """Watch it no more, if it was; before it is closed, since a duplicate would go on reporting (epoll(7))."""
+        """Watch it no more; before it is closed, since a duplicate would go on reporting (epoll(7))."""
         if self._watched.pop(fd, None):
             self._selector.unregister(fd)
 
@@ -308,7 +299,7 @@ class Loop:
         return timer
 
     def cancel(self, timer):
-        """Cancel it, unless it was called already, or is None."""
+        """Cancel it, if it is neither None nor called already."""
         if timer and timer[2]:
             timer[2] = None
             self._canceled += 1
@@ -318,11 +309,8 @@ class Loop:
                 self._canceled = 0
 
     def catch_signals(self, handlers):
-        """Call handlers[number]() in the loop when that signal comes.
-
-        Python writes its number to a pipe; not to a pair of sockets, which was full after 278.
-        """
-        reading, writing = os.pipe()
+        """Call handlers[number]() in the loop when that signal comes."""
+        reading, writing = os.pipe()        # not a pair of sockets, which was full after 278 signals
         os.set_blocking(writing, False)
         self.watch(reading, READ, lambda events: [
             self._call(handlers[number]) for number in set(os.read(reading, READ_SIZE)) if number in handlers])
@@ -331,7 +319,6 @@ class Loop:
         signal.set_wakeup_fd(writing)
 
     def run(self):
-        """Run until stop()."""
         while not self._stopped:
             self._turn()
 
@@ -353,7 +340,7 @@ class Loop:
         if self._timers:
             timeout = min(max(self._timers[0][0] - time.monotonic(), 0), timeout)
         for key, events in self._selector.select(timeout):
-            # A callback before may have ended this watch, and the number may be another descriptor's by now.
+            # Not if one before it has ended this watch: the number may be another descriptor's by now.
             if self._watched.get(key.fd) is key and not self._call(key.data, events):
                 self.unwatch(key.fd)            # or it would fail again at once
         now = time.monotonic()
@@ -370,7 +357,7 @@ class Loop:
                 self._call(self.current.step)
 
     def _call(self, function, *args, retry=False):
-        """Call it, and deal with what nobody foresaw, and with a lack of memory; return False for the first."""
+        """Call it, and deal with a lack of memory, and with what nobody foresaw: return False for that."""
         try:
             function(*args)
         except MemoryError:
@@ -397,13 +384,11 @@ MARK = 32               # bytes that a mark of an Output takes
 
 
 class Output:
-    """What a job has printed: the log, of which each stream is a part, and the time of each piece.
+    """What a job has printed: the last `limit` bytes of the log, of which each stream is a part.
 
     `start[which]` and `end[which]` are the offsets, in OUT, ERR or LOG, of the first byte kept and of the one behind
-    the last.  When more than `limit` bytes are kept, the oldest are dropped.
-
-    The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR and LOG a
-    piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or
+    the last.  The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR
+    and LOG a piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or
     millisecond makes a new one; when the marks take half of the limit, another second.
     """
 
@@ -438,7 +423,7 @@ class Output:
                               or len(marks) * 8 <= max(self.limit // 2, BATCH * MARK)):
             marks.extend((*end, stamp))
             self._marks = marks
-        if chunks and len(chunks[-1]) + len(data) <= FOLD:
+        if chunks and len(chunks[-1]) + len(data) <= SLICE:
             if type(chunks[-1]) is bytes:       # the one print of a small job stays as small as it is
                 chunks[-1] = bytearray(chunks[-1])
             chunks[-1] += data
@@ -461,15 +446,15 @@ class Output:
 
     def drop(self, count):
         """Forget the `count` oldest bytes; a chunk is freed with its last byte."""
-        start, marks = self.start[LOG] + count, self._marks
+        start = self.start[LOG] + count
         whole = len(self._chunks) if start == self.end[LOG] else bisect.bisect_right(self._starts, start) - 1
         del self._chunks[:whole], self._starts[:whole]
         index = self._find(LOG, start)
-        for which in (OUT, ERR, LOG):
-            inside = start - marks[index + LOG] if which in (marks[index + 3] & 1, LOG) else 0
-            self.start[which] = marks[index + which] + inside
-        if index >= max(len(marks) // 8, 1):        # seldom, since what follows moves
-            del marks[:index]
+        out, err, log, stamp = self._marks[index:index + 4]
+        self.start[:] = out, err, start
+        self.start[stamp & 1] += start - log
+        if index >= max(len(self._marks) // 8, 1):      # seldom, since what follows moves
+            del self._marks[:index]
 
     def read(self, which, offset, limit):
         """Return bytes from `offset` on, some but at most `limit`; b"" at the end.  It may not be before the start."""
@@ -509,7 +494,7 @@ class Output:
             return self.end[which]
         offset = self.end[which] - 1        # a newline at the very end begins no line
         while offset > self.start[which]:
-            begin, data = max(offset - FOLD, self.start[which]), b""
+            begin, data = max(offset - SLICE, self.start[which]), b""
             while begin + len(data) < offset:
                 data += self.read(which, begin + len(data), offset - begin - len(data))
                 await breathe()
@@ -526,15 +511,15 @@ class Output:
 class Reader:
     """The place of a follower in an output: the next byte that it reads is at `offset` of OUT, ERR or LOG.
 
-    Before bytes that it has not read would be dropped, the job waits for it while it reads PACE bytes in PATIENCE
-    seconds.  `owner`, the Connection of the client that started the job or None, is waited for while it reads at all.
+    Before bytes that it has not read are dropped, the job waits for it while it reads PACE bytes in PATIENCE seconds;
+    for the `owner`, the Connection of the client that started the job, while it reads at all.
     """
 
     __slots__ = ("output", "which", "offset", "owner", "_since")
 
     def __init__(self, output, which, offset, owner=None):
         self.output, self.which, self.offset, self.owner = output, which, offset, owner
-        self._since = None      # (progress, time) of when the job began to wait for it, or it had read enough
+        self._since = None      # (progress, time) when the job began to wait for it, or it had read enough
         output.readers += (self,)
 
     def close(self):
@@ -629,14 +614,11 @@ class TotalOutput:
 
 
 def give_memory_back():
-    """Let malloc return its free pages to the host: 350 MiB of output stayed resident without.
-
-    malloc_trim(3) is GNU's; other C libraries do so by themselves, or can't.
-    """
+    """Let malloc return its free pages to the host: 350 MiB of output stayed resident without."""
     try:
         import ctypes
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, ImportError, OSError):
+    except (AttributeError, ImportError, OSError):      # not GNU's
         pass
 
 
