@@ -33,6 +33,7 @@ if __name__ == "__main__":
 
 import array
 import bisect
+import codecs
 import collections
 import errno
 import functools
@@ -56,7 +57,7 @@ LINUX = sys.platform.startswith("linux")
 
 # Imported at the first authenticated request, since GET /ping and the page do without these 6.7 MB; all at once, since
 # later there may be no descriptor to import with.
-LATER = ("codecs", "ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
+LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
          "termios", "traceback", "urllib.parse")
 
 # Jobs.
@@ -628,8 +629,8 @@ STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": 
 CANCELED = "canceled before it started"
 
 # The first server of this name was written in Go, and clients read its answers: exits, times and durations look like
-# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).  STKFLT is the first,
-# since Python knows it from 3.11 on, and 16 is another one elsewhere.
+# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).  16 is STKFLT, which
+# Python knows from 3.11 on; it stands first, since elsewhere 16 is another one.
 SIGNAL_WORDS = {getattr(signal, "SIG" + name, 16): words for name, words in (pair.split(": ") for pair in (
     "STKFLT: stack fault|HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|"
     "ABRT: aborted|BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|"
@@ -700,7 +701,7 @@ class Job:
     """A record of one run.  Runner writes its state and times, Capture its output, JobStore its id; others read.
 
     `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` seconds of the monotonic
-    clock, which has no steps.  `changed` is notified of output and of each change of state, `ended` of the end alone.
+    clock.  `changed` is notified of output and of each change of state, `ended` of the end alone.
     """
 
     __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "began", "took",
@@ -720,7 +721,7 @@ class Job:
 
     @property
     def duration(self):
-        """Seconds for which it has run."""
+        """The seconds for which it has run."""
         return time.monotonic() - self.began if self.state == "running" else self.took
 
     def is_complete(self):
@@ -757,7 +758,7 @@ def working_directory():
 
 
 def first_line(script):
-    """Return the script's first line that is neither empty nor a comment, as text; of a long one the beginning."""
+    """Return the beginning of the script's first line that is neither empty nor a comment, as text."""
     lines = [line.strip() for line in script[:4096].split(b"\n")]
     return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
 
@@ -779,22 +780,12 @@ def kept_pieces(output, which, offset, end):
         yield data
 
 
-def decode(pieces):
-    """Yield pieces of bytes as pieces of text; U+FFFD for what is not UTF-8."""
-    import codecs
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for piece in pieces:
-        yield decoder.decode(piece)
-    yield decoder.decode(b"", True)
-
-
 def as_text(pieces, size):
-    """Return so many bytes, in pieces, as text; a generator makes it as it is sent if it is large."""
-    return readable(b"".join(pieces)) if size <= SLICE else decode(pieces)
+    """Return `size` bytes, in pieces, as text; if they are many, a generator that makes it as it is sent."""
+    return readable(b"".join(pieces)) if size <= SLICE else codecs.iterdecode(pieces, "utf-8", "replace")
 
 
 def kept_text(output, which):
-    """Return what is kept of a stream, as_text()."""
     start, end = output.start[which], output.end[which]
     return as_text(kept_pieces(output, which, start, end), end - start) if start < end else ""
 
@@ -826,17 +817,15 @@ VIEW = {      # a job's fields in JSON, in this order
     "duration": lambda job: round(job.duration, 6),
 }
 ALWAYS = frozenset("href id exit state held timed_out dropped".split())
-LEFT_OUT_WHEN_EMPTY = frozenset("out err exit".split())
-LEFT_OUT_UNLESS_ASKED = frozenset("held timed_out dropped".split())      # or when they are not false or 0
 DEFAULT_FIELDS = tuple("href id out err exit state start complete create".split())
 TEXT_FIELDS = tuple("id state exit duration label line".split())
 
 
 @functools.lru_cache(maxsize=64)
 def shown(fields):
-    """Return (name, view, whether to leave it out when it is empty) of what is to be shown of a job."""
-    return [(name, view, name in LEFT_OUT_WHEN_EMPTY or name in LEFT_OUT_UNLESS_ASKED and name not in fields)
-            for name, view in VIEW.items() if name in fields or name in ALWAYS]
+    """Return (name, view, whether to leave it out when it is empty, false or 0) of what is to be shown of a job."""
+    left_out = {"out", "err", "exit"} | {"held", "timed_out", "dropped"}.difference(fields)
+    return [(name, view, name in left_out) for name, view in VIEW.items() if name in fields or name in ALWAYS]
 
 
 def jobs_json(jobs, fields):
@@ -887,10 +876,7 @@ def jobs_text(jobs, fields):
 
 
 class JobStore:
-    """The jobs, by id.  Ids count from 0 and are never used again.
-
-    `keep` complete jobs are kept at most, 0 is all; all scripts together may have `max_scripts` bytes.
-    """
+    """The jobs, by id: at most `keep` complete ones, 0 is all, and `max_scripts` bytes of scripts."""
 
     def __init__(self, keep, max_scripts):
         self.keep, self.max_scripts, self._script_bytes, self._next_id = keep, max_scripts, 0, 0
@@ -898,7 +884,7 @@ class JobStore:
         self._complete = collections.OrderedDict()      # those, in the order of their ends
 
     def add(self, job):
-        """Give the job its id and keep it."""
+        """Keep the job, and give it its id, which is never used again."""
         if self._script_bytes + len(job.script) > self.max_scripts:
             raise Error("insufficient storage", (
                 "the scripts of all jobs take %d bytes of %d: DELETE /jobs?state=complete, or start rtot with more "
@@ -922,7 +908,7 @@ class JobStore:
             self._script_bytes -= len(job.script)
 
     def retire(self, job):
-        """Note that the job is complete; return those to keep nothing of: itself if it was deleted, or the oldest."""
+        """Note that the job is complete; return those of which nothing is kept: it if it was deleted, or the oldest."""
         if job not in self:
             return [job]
         self._complete[job.id] = job
@@ -933,7 +919,7 @@ class JobStore:
         return [oldest]
 
     def select(self, state=None, label=None, last=None):
-        """Return the jobs in that state and with that label, in order of id: the `last` of them; None is any or all."""
+        """Return the `last` jobs in that state and with that label, in order of id; None is all, or any."""
         newest_first = (job for job in reversed(self._jobs.values())
                         if (state is None or job.state == state) and (label is None or job.options.label == label))
         return list(itertools.islice(newest_first, last))[::-1]
@@ -981,7 +967,7 @@ def explain_failure(script, code):
 class Workspace:
     """The server's directory of scripts: 0700, locked by flock(2) while the server lives, gone after it.
 
-    One whose server was killed is not locked any more, and the next server sweeps it.
+    That of a server that was killed is not locked any more: the next server sweeps it.
     """
 
     PREFIX, FALLBACK = "rtot-", "/dev/shm"      # where a host that is mounted read-only may still be written
@@ -1003,9 +989,9 @@ class Workspace:
 
     @staticmethod
     def _remove_stale(entry):
-        """Remove the directory if a server of our user has made it, and does not lock it any more.
+        """Remove the directory if no server locks it, and one of our user has made it.
 
-        Then both it and its files, which have numbers for names, are ours and 0700; rtot 1.0 made files of 0600.
+        Then it is ours and 0700, as its files are, which have numbers for names; rtot 1.0 made files of 0600.
         """
         import fcntl
 
@@ -1082,7 +1068,7 @@ class Workspace:
 
     @staticmethod
     def remove(path):
-        """Remove a script; nothing happens if somebody else has, or the directory can't be written any more."""
+        """Remove a script, if it is there and that can be."""
         try:
             os.unlink(path)
         except OSError:
