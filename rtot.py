@@ -57,51 +57,51 @@ LINUX = sys.platform.startswith("linux")
 
 # Imported at the first authenticated request, since GET /ping and the page do without these 6.7 MB; all at once, since
 # later there may be no descriptor to import with.
-LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
-         "termios", "traceback", "urllib.parse")
+LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile", "termios",
+         "traceback", "urllib.parse")
 
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
-HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
-LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or has a terminal open again
-KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
-LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, which costs 1 us a child
-MANY_SILENT = 100       # processes whose output has ended: no more are asked at each SIGCHLD whether they have exited
+HELD_AFTER = 0.5        # s after the exit, for which a job waits for output that something else holds
+LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
+KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up
+LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, of 1 us each
+MANY_SILENT = 100       # processes whose output has ended that are asked at each SIGCHLD whether they have exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
-WIDE_PIPE = 1 << 20     # bytes that a pipe is made to hold that was found full, the most without privileges (pipe(7))
+WIDE_PIPE = 1 << 20     # bytes that a pipe may hold that was found full: the most without privileges (pipe(7))
 WIDE_READ_SIZE = 1 << 18        # bytes read at a time from such a pipe
-WIDE_PIPES = 12         # at a time: the pipes of a user may hold 64 MiB together, and further ones hold a page each
+WIDE_PIPES = 12         # at a time: a user's pipes may hold 64 MiB, and further ones a page each
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
 RESERVED = 24           # descriptors that jobs leave to connections, if there are many
 SPARE = 8               # descriptors that connections leave to scripts and modules
-TERMINAL_LINE = 4095    # bytes that a terminal takes of a line: termios(3), canonical mode
+TERMINAL_LINE = 4095    # bytes of a line that a terminal takes: termios(3), canonical mode
 STEP = 0.003            # s that a task may run before it lets others run
 
 # Output.
 SLICE = 1 << 16         # bytes of output or of an answer that are handled at a time
 BATCH = 500             # pieces of an output, or jobs of a list, that are handled at a time: some 2 ms
-TRIM_SIZE = 16 * MIB    # bytes of output that were forgotten, after which malloc is asked to give its pages back
-TRIM_AFTER = 1.0        # s until it is asked, so that many deletions are one
-OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
+TRIM_SIZE = 16 * MIB    # bytes of output forgotten, after which malloc is asked to give its pages back
+TRIM_AFTER = 1.0        # s until it is asked: many deletions are one
+OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the follower that started it
 PACE, PATIENCE = 4 * MIB, 0.25  # bytes in s that another follower has to read to be waited for
 
 # HTTP.
 BACKLOG = 1024
-ACCEPTS, TLS_ACCEPTS = 64, 4    # connections accepted in a turn of the loop; a TLS handshake takes 1 ms
+ACCEPTS, TLS_ACCEPTS = 64, 4    # connections in a turn of the loop; a TLS handshake takes 1 ms
 MAX_LINE = 32768        # bytes of a request line or a header; RFC 9112, 3 asks for 8000 at least
 MAX_HEAD = 65536        # bytes of all headers
 MAX_HEADERS = 100
-MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted, so that its end is noticed
-HEAD_TIMEOUT = 10       # s for a whole head: a byte now and then does not prolong it
+MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted: its end is noticed
+HEAD_TIMEOUT = 10       # s for a whole head
 BODY_TIMEOUT = 30       # s without a byte of a body
 IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
-DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
-# Before it closes, rtot throws away what a client still sends, so many s and bytes of it: it would miss the answer.
+DRAIN = 1.0             # s for the last answers, when all jobs have ended
+# Before it closes, rtot throws away what a client still sends, for so many s and bytes, or it would miss the answer.
 LINGER, LINGER_BYTES = 2.0, 16 * MIB
 KNOWN_LINGER, KNOWN_LINGER_BYTES = 60.0, 1 << 30        # of one that has the secret, as long as it sends
-PROMPT = 1.0            # s in which a new client sends its first head, if it means to
+PROMPT = 1.0            # s in which a new client sends its first head, if ever
 KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))   # s, s, probes; tcp(7) has 2 hours
 LOG_LINE = 4000         # characters: a pipe takes PIPE_BUF bytes at once, or none (pipe(7))
 SWEEP_AFTER = 0.5       # s after the start
@@ -167,7 +167,6 @@ class Task:
         loop.ready.append(self)
 
     def wake(self):
-        """Make the task ready, if it waits."""
         if self.waits:
             self.waits = False
             self.loop.ready.append(self)
@@ -257,7 +256,6 @@ class Loop:
         self._stepped, self._stopped = 0.0, False       # when the current task was resumed
 
     def spawn(self, coroutine):
-        """Run the coroutine as a Task, which is returned."""
         return Task(self, coroutine)
 
     @types.coroutine
@@ -364,7 +362,7 @@ class Loop:
         except MemoryError:
             try:
                 self.relieve()
-            except MemoryError:     # the next that finds too little tries again
+            except MemoryError:     # it is tried again the next time
                 pass
             if retry:
                 self.call_later(RETRY_AFTER, function)
@@ -375,7 +373,7 @@ class Loop:
 
 
 def no_action(number, frame):
-    """Handle a signal by doing nothing, which a child does not inherit, unlike SIG_IGN: execve(2)."""
+    """Handle a signal: unlike SIG_IGN, a handler is not inherited (execve(2))."""
 
 
 # ---------------------------------------------------------------------------------------------- output
@@ -400,21 +398,14 @@ class Output:
         self.readers, self.consumed = (), None      # those that are waited for; see Capture._wait_for_readers
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
-    @property
-    def size(self):
-        """The number of bytes kept."""
-        return self.end[LOG] - self.start[LOG]
+    size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
+    cost = property(lambda self: max(self.size, len(self._marks) * 8))      # bytes of them or of the marks
 
     @property
     def spare(self):
-        """How many of the oldest bytes an owner, which reads the log, has read already."""
+        """The number of the oldest bytes that no owner, which reads the log, has still to read."""
         owned = [reader.offset for reader in self.readers if reader.owner]
         return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
-
-    @property
-    def cost(self):
-        """The bytes of memory that count against a limit: of what is kept, or of its marks if these take more."""
-        return max(self.size, len(self._marks) * 8)
 
     def append(self, stream, data):
         stamp = int(time.time() * 1000) << 1 | stream
@@ -454,11 +445,11 @@ class Output:
         out, err, log, stamp = self._marks[index:index + 4]
         self.start[:] = out, err, start
         self.start[stamp & 1] += start - log
-        if index >= max(len(self._marks) // 8, 1):      # seldom, since what follows moves
+        if index > len(self._marks) // 8:       # seldom, since what follows moves
             del self._marks[:index]
 
     def read(self, which, offset, limit):
-        """Return bytes from `offset` on, some but at most `limit`; b"" at the end.  It may not be before the start."""
+        """Return bytes from `offset` on, which is not before the start: some, at most `limit`; b"" at the end."""
         if which == LOG or self.end[which] == self.end[LOG]:    # all that was printed is in this stream
             return self._slice(offset, limit)
         parts = []
@@ -478,7 +469,7 @@ class Output:
 
     def _find(self, which, offset):
         """Return the index of the mark of the piece that has an offset, or of the last."""
-        with memoryview(self._marks) as marks, marks[which::4] as column:     # which grow again only when it is released
+        with memoryview(self._marks) as marks, marks[which::4] as column:   # released, so that the marks can grow
             return (bisect.bisect_right(column, offset) - 1) * 4
 
     def _slice(self, position, limit):
@@ -517,6 +508,7 @@ class Reader:
     """
 
     __slots__ = ("output", "which", "offset", "owner", "_since")
+    has_lost = property(lambda self: self.offset < self.output.start[self.which])
 
     def __init__(self, output, which, offset, owner=None):
         self.output, self.which, self.offset, self.owner = output, which, offset, owner
@@ -528,11 +520,6 @@ class Reader:
         self.output.readers = tuple(reader for reader in self.output.readers if reader is not self)
         self.advance(0)
 
-    @property
-    def has_lost(self):
-        """Were bytes dropped that it has not read?"""
-        return self.offset < self.output.start[self.which]
-
     def advance(self, count):
         """Note that the next `count` bytes were read."""
         self.offset += count
@@ -540,14 +527,12 @@ class Reader:
             self.output.consumed.notify_all()
 
     def delay(self, dropped):
-        """Return for how many seconds at most a drop of so many bytes has to wait for it.
-
-        The system may hold megabytes for an owner that reads slowly, so what it has passed on counts too.
-        """
-        output, which, now = self.output, self.which, time.monotonic()
-        if dropped <= 0 or self.has_lost or self.offset >= min(output.end[which], output.start[which] + dropped):
+        """Return for how many seconds at most a drop of so many bytes waits for it."""
+        start, end, now = self.output.start[self.which], self.output.end[self.which], time.monotonic()
+        if not start <= self.offset < min(end, start + dropped):        # it has lost bytes already, or loses none
             self._since = None
             return 0
+        # The system may hold megabytes for an owner that reads slowly: what it has passed on counts too.
         progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
         if self._since is None or progress != self._since[0]:
             self._since = progress, now
@@ -558,9 +543,9 @@ class Reader:
 
 
 class TotalOutput:
-    """The output of all jobs.  When it costs more than `limit` bytes, what was printed longest ago is dropped.
+    """The output of all jobs.  Beyond `limit` bytes, what was printed longest ago is dropped.
 
-    What an owner has still to read is dropped only when nothing else is left.
+    What an owner has still to read goes only when nothing else is left.
     """
 
     def __init__(self, limit):
@@ -715,9 +700,7 @@ class Job:
         self.id = self.exit_code = self.pid = None
         self.changed, self.ended = Condition(loop), Condition(loop)
 
-    @property
-    def href(self):
-        return "/jobs/%d" % self.id
+    href = property(lambda self: "/jobs/%d" % self.id)
 
     @property
     def duration(self):
@@ -898,11 +881,9 @@ class JobStore:
         return job.id in self._jobs
 
     def get(self, number):
-        """Return the job, or None."""
         return self._jobs.get(number)
 
     def remove(self, job):
-        """Forget the job, if it is there."""
         if self._jobs.pop(job.id, None):
             self._complete.pop(job.id, None)
             self._script_bytes -= len(job.script)
@@ -936,14 +917,10 @@ def parse_shebang(script):
     It reads 256 bytes, takes one argument, cuts blanks around it, and needs no newline at the end of the file.
     OSError ENOEXEC or EACCES for what it would not take.
     """
-    head = script[:SHEBANG_SIZE].ljust(SHEBANG_SIZE, b"\0")
-    end = head.find(b"\n")
-    if end < 0:
-        end = SHEBANG_SIZE - 1
-        if not re.search(b"[ \t\0]", head[2:].lstrip(b" \t")):     # the name may be cut: not to be run
-            raise os_error(errno.ENOEXEC)
-    line = head[2:end].strip(b" \t")
-    if not line:
+    line, newline, _ = script[2:SHEBANG_SIZE].ljust(SHEBANG_SIZE - 2, b"\0").partition(b"\n")
+    may_be_cut = not newline and not re.search(b"[ \t\0]", line.lstrip(b" \t"))
+    line = (line if newline else line[:-1]).strip(b" \t")
+    if may_be_cut or not line:
         raise os_error(errno.ENOEXEC)
     name, blanks, argument = re.match(b"([^ \t\0]*)([ \t]*)([^\0]*)", line).groups()
     if not name:
@@ -1075,7 +1052,6 @@ class Workspace:
             pass
 
     def close(self):
-        """Remove the directory and all in it."""
         import shutil
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
