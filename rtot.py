@@ -8,14 +8,13 @@ One thread waits in one selector for descriptors, children that exit, and timers
 Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
 
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
-the secret, finds the route in ROUTES and calls its handler, which returns a Response; Connection sends it.  An Error
-that is raised on the way is answered in Connection._serve_one.
+the secret and calls the handler that ROUTES names, which returns a Response; Connection sends it.  An Error that is
+raised on the way is answered in Connection._serve_one.
 A job: App.create reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
-rest of its life: spawn (Spawner), wait for the exit and for the end of the output, complete, reap.  Meanwhile
-Capture.read takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
+rest of its life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Capture.read
+takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
-Sections, each of which uses only those above it: errors, loop, output, jobs, scripts, runner, HTTP, page, routes,
-command line.  Where a change belongs:
+Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
 - a parameter: a line in PARAMETERS, and its name in ROUTES; if it is an option of a job, also in Options and PLAIN;
 - a field of a job: a line in VIEW, and a slot of Job if it is stored;
@@ -34,6 +33,7 @@ if __name__ == "__main__":
 
 import array
 import bisect
+import codecs
 import collections
 import errno
 import functools
@@ -55,52 +55,51 @@ __version__ = "1.1.0"
 MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
-# What GET /ping and the page do not need is imported at the first authenticated request: it is 6.7 MB.  All at once,
-# since later there may be no descriptor to import it with.
-LATER = ("codecs", "ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile",
-         "termios", "traceback", "urllib.parse")
+# Imported at the first authenticated request, since GET /ping and the page do without these 6.7 MB; all at once, since
+# later there may be no descriptor to import with.
+LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile", "termios",
+         "traceback", "urllib.parse")
 
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
-HELD_AFTER = 0.5        # s after the exit for which a job waits for output that something else still holds
-LOOK_AFTER = 0.1        # s between two looks at who is left to be killed, or has a terminal open again
-KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up on a process that can't be killed
-LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, which costs 1 us a child
-MANY_SILENT = 100       # processes whose output has ended: no more are asked at each SIGCHLD whether they have exited
+HELD_AFTER = 0.5        # s after the exit, for which a job waits for output that something else holds
+LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
+KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up
+LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, of 1 us each
+MANY_SILENT = 100       # processes whose output has ended that are asked at each SIGCHLD whether they have exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
-WIDE_PIPE = 1 << 20     # bytes that a pipe is made to hold that was found full, the most without privileges (pipe(7))
+WIDE_PIPE = 1 << 20     # bytes that a pipe may hold that was found full: the most without privileges (pipe(7))
 WIDE_READ_SIZE = 1 << 18        # bytes read at a time from such a pipe
-WIDE_PIPES = 12         # at a time: the pipes of a user may hold 64 MiB together, and further ones hold a page each
+WIDE_PIPES = 12         # at a time: a user's pipes may hold 64 MiB, and further ones a page each
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
 RESERVED = 24           # descriptors that jobs leave to connections, if there are many
 SPARE = 8               # descriptors that connections leave to scripts and modules
-TERMINAL_LINE = 4095    # bytes that a terminal takes of a line: termios(3), canonical mode
+TERMINAL_LINE = 4095    # bytes of a line that a terminal takes: termios(3), canonical mode
 STEP = 0.003            # s that a task may run before it lets others run
 
 # Output.
-FOLD = 1 << 16          # bytes, up to which small reads are folded into one chunk
-BATCH = 500             # pieces of an output, or jobs of a list, that are looked at in one go: some 2 ms
-TRIM_SIZE = 16 * MIB    # bytes of output that were forgotten, after which malloc is asked to give its pages back
-TRIM_AFTER = 1.0        # s until it is asked, so that many deletions are one
-OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by follow
+SLICE = 1 << 16         # bytes of output or of an answer that are handled at a time
+BATCH = 500             # pieces of an output, or jobs of a list, that are handled at a time: some 2 ms
+TRIM_SIZE = 16 * MIB    # bytes of output forgotten, after which malloc is asked to give its pages back
+TRIM_AFTER = 1.0        # s until it is asked: many deletions are one
+OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the follower that started it
 PACE, PATIENCE = 4 * MIB, 0.25  # bytes in s that another follower has to read to be waited for
 
 # HTTP.
 BACKLOG = 1024
-ACCEPTS, TLS_ACCEPTS = 64, 4    # connections accepted in a turn of the loop; a TLS handshake takes 1 ms
+ACCEPTS, TLS_ACCEPTS = 64, 4    # connections in a turn of the loop; a TLS handshake takes 1 ms
 MAX_LINE = 32768        # bytes of a request line, or of all headers; RFC 9112, 3 asks for 8000 at least
 MAX_HEADERS = 100
-MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted, so that its end is noticed
-HEAD_TIMEOUT = 10       # s for a whole head: a byte now and then does not prolong it
+MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted: its end is noticed
+HEAD_TIMEOUT = 10       # s for a whole head
 BODY_TIMEOUT = 30       # s without a byte of a body
 IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
-DRAIN = 1.0             # s for which answers may still be sent when all jobs have ended
+DRAIN = 1.0             # s for the last answers, when all jobs have ended
 LINGER = 2.0            # s for which what a client still sends is read before rtot closes: else it may miss the answer
 KNOWN_LINGER = 60.0     # s for one that has the secret, as long as it sends
-PROMPT = 1.0            # s in which a new client sends its first head, if it means to
-SLICE = 1 << 16         # bytes of an answer that are made at a time
+PROMPT = 1.0            # s in which a new client sends its first head, if ever
 # What the sockets of clients inherit from the listening one.  TCP_KEEP*: s, s and probes; tcp(7) has 2 hours.
 SOCKET_OPTIONS = ((socket.IPPROTO_TCP, "TCP_NODELAY", 1), (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
                   (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 60), (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 10),
@@ -120,34 +119,27 @@ REASONS = {
     503: "Service Unavailable", 505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }
 
-# The kinds of errors, with the status of each; most are called like the status.
+# The status of each kind of error; most are called like the status.
 KINDS = {reason.lower(): status for status, reason in REASONS.items()}
 KINDS.update({"malformed request": 400, "invalid job number": 400, "not authorized": 401, "no such job": 404})
-# Those after which the connection closes, since it can't be told where the next request begins.
-CLOSING = frozenset(("malformed request", "not authorized", "request timeout", "length required", "content too large",
-                     "uri too long", "request header fields too large", "not implemented",
-                     "http version not supported"))
+CLOSING = (401, 408, 411, 413, 414, 431, 501, 505)      # it can't be told where the next request begins
 
 
 class Error(Exception):
-    """Why a request can't be served: raised anywhere, answered in one place, Connection._serve_one.
+    """Why a request can't be served: raised anywhere, answered in Connection._serve_one.
 
     `kind` is one of KINDS, `error` in the JSON; `message` says what would be right.  `headers` are pairs for the
-    answer, `extra` stands before the two in its JSON.
+    answer, `extra` stands before the two in its JSON.  `closes`: the connection is closed after it.
     """
 
     def __init__(self, kind, message, headers=(), **extra):
         super().__init__(message)
-        self.kind, self.message, self.headers, self.extra = kind, message, list(headers), extra
-        self.status, self.closes = KINDS[kind], kind in CLOSING
+        self.kind, self.message, self.headers, self.extra, self.status = kind, message, headers, extra, KINDS[kind]
+        self.closes = kind == "malformed request" or self.status in CLOSING
 
 
-class Canceled(BaseException):
-    """Ends a task where it waits: nobody needs what it does any more.  No fault, so no `except Exception` gets it."""
-
-
-class ClientGone(Canceled):
-    """The client has disconnected: there is no one to answer."""
+class ClientGone(BaseException):
+    """The client has disconnected, which ends its task; no fault, so no `except Exception` gets it."""
 
 
 # ------------------------------------------------------------------------------------------------ loop
@@ -161,42 +153,36 @@ RETRY_AFTER = 0.02      # s after which a timer is called again that found no me
 class Task:
     """A coroutine that the loop runs from one wait to the next.
 
-    Whoever waits looks again when it is woken whether there is reason to go on, so a wake-up too many does no harm.
+    A task that is woken looks again whether it may go on, so a wake-up too many does no harm.
     """
 
-    __slots__ = ("loop", "coroutine", "waits", "_started", "_error")
+    __slots__ = ("loop", "coroutine", "waits", "_error")
 
     def __init__(self, loop, coroutine):
-        self.loop, self.coroutine, self.waits, self._started, self._error = loop, coroutine, False, False, None
+        self.loop, self.coroutine, self.waits, self._error = loop, coroutine, False, None
         loop.tasks.add(self)
         loop.ready.append(self)
 
     def wake(self):
-        """Make the task ready, if it waits."""
         if self.waits:
             self.waits = False
             self.loop.ready.append(self)
 
     def throw(self, error):
-        """Raise `error` where the task waits, or else where it waits next; never before its first step."""
+        """Raise `error` where the task waits, or else where it waits next; None takes back one not raised yet."""
         self._error = error
         self.wake()
 
-    def withdraw(self):
-        """Forget an error that was not raised yet."""
-        self._error = None
-
     def step(self):
         """Run the task until it waits or ends; what it raises is the caller's."""
-        error = self._error if self._started else None
+        error = self._error if self.coroutine.cr_await else None        # never before its first step
         try:
-            if error is not None:
+            if error is None:
+                self.coroutine.send(None)
+            else:
                 self._error = None
                 self.coroutine.throw(error)
-            else:
-                self._started = True
-                self.coroutine.send(None)
-        except (StopIteration, Canceled):
+        except (StopIteration, ClientGone):
             self.loop.tasks.discard(self)
         except BaseException:
             self.loop.tasks.discard(self)
@@ -213,54 +199,46 @@ class Condition:
     __slots__ = ("loop", "_waiters")
 
     def __init__(self, loop):
-        self.loop, self._waiters = loop, None       # tasks, as the keys of a dict, in their order
+        self.loop, self._waiters = loop, None       # tasks in their order, the keys of a dict; None if there are none
 
     def notify_all(self):
-        if self._waiters:
-            waiters, self._waiters = self._waiters, None
-            for task in waiters:
-                task.wake()
+        for task in self._waiters or ():
+            task.wake()
 
     async def wait_for(self, predicate, timeout=None):
-        """Wait until predicate() is true, which is asked at each notify_all; return its last result.
-
-        Waits `timeout` seconds at most; None is no limit.
-        """
+        """Wait until predicate() is true, which is asked at each notify_all, or for `timeout` s; return its result."""
         result = predicate()
-        if result or timeout is not None and timeout <= 0:
+        if result:
             return result
         task = self.loop.current
         timer = None if timeout is None else self.loop.call_later(timeout, task.wake)
+        self._waiters = self._waiters or {}
+        self._waiters[task] = None
         try:
             while not result and (timer is None or timer[2]):
-                if self._waiters is None:
-                    self._waiters = {}
-                self._waiters[task] = None
                 await self.loop.suspend()
                 result = predicate()
             return result
         finally:
-            if self._waiters:
-                self._waiters.pop(task, None)
-            if timer:
-                self.loop.cancel(timer)
+            del self._waiters[task]
+            self._waiters = self._waiters or None
+            self.loop.cancel(timer)
 
 
 class Loop:
-    """Runs tasks, and calls functions when a descriptor is ready or a time has come; in one thread.
+    """Runs tasks, and calls functions when a descriptor is ready or a time has come.
 
-    `report` is called with what a function or a task raised that nobody foresaw, `relieve` when memory is short.
+    `report` is called with an exception that nobody foresaw, `relieve` when memory is short.
     """
 
     def __init__(self):
         self.ready, self.tasks, self.current = collections.deque(), set(), None
         self.report, self.relieve = sys.excepthook, gc.collect
-        self._selector, self._watched = selectors.DefaultSelector(), {}     # the callback of each descriptor, in a list
+        self._selector, self._watched = selectors.DefaultSelector(), {}     # the SelectorKey of each descriptor
         self._timers, self._timer_count, self._canceled = [], itertools.count(), 0
         self._stepped, self._stopped = 0.0, False       # when the current task was resumed
 
     def spawn(self, coroutine):
-        """Run the coroutine as a Task, from the next turn on; return the Task."""
         return Task(self, coroutine)
 
     @types.coroutine
@@ -276,7 +254,7 @@ class Loop:
         yield
 
     async def breathe(self):
-        """Let others run, if the current task has run for STEP: called by those who may have much to do."""
+        """Let others run, if the current task has run for STEP."""
         if time.monotonic() - self._stepped > STEP:
             await self.turn()
 
@@ -284,22 +262,16 @@ class Loop:
         await Condition(self).wait_for(lambda: False, seconds)
 
     def watch(self, fd, events, callback):
-        """Call callback(events) in each turn in which the descriptor is ready for READ or WRITE, as `events` says."""
+        """Call callback(events) whenever the descriptor is ready for READ or WRITE, as `events` says."""
         if not events:
             self.unwatch(fd)
-        elif fd in self._watched:
-            self._selector.modify(fd, events, self._watched[fd])
-            self._watched[fd][:] = [callback]
         else:
-            callbacks = [callback]
-            self._selector.register(fd, events, callbacks)
-            self._watched[fd] = callbacks
+            change = self._selector.modify if fd in self._watched else self._selector.register
+            self._watched[fd] = change(fd, events, callback)
 
     def unwatch(self, fd):
-        """Watch it no more, if it was; before it is closed, since a duplicate would go on reporting (epoll(7))."""
-        callbacks = self._watched.pop(fd, None)
-        if callbacks:
-            callbacks.clear()       # so also what was selected in this turn already
+        """Watch it no more; before it is closed, since a duplicate would go on reporting (epoll(7))."""
+        if self._watched.pop(fd, None):
             self._selector.unregister(fd)
 
     def call_later(self, seconds, function):
@@ -309,21 +281,18 @@ class Loop:
         return timer
 
     def cancel(self, timer):
-        if timer[2]:
+        """Cancel it, if it is neither None nor called already."""
+        if timer and timer[2]:
             timer[2] = None
             self._canceled += 1
-        if self._canceled > 1000 and self._canceled > len(self._timers) // 2:
-            self._timers = [each for each in self._timers if each[2]]
-            heapq.heapify(self._timers)
-            self._canceled = 0
+            if self._canceled > max(1000, len(self._timers) // 2):
+                self._timers = [each for each in self._timers if each[2]]
+                heapq.heapify(self._timers)
+                self._canceled = 0
 
     def catch_signals(self, handlers):
-        """Call handlers[number]() in the loop when that signal comes.
-
-        Python writes its number to a pipe; not to a pair of sockets, which was full after 278.
-        """
-        reading, writing = os.pipe()
-        os.set_blocking(reading, False)
+        """Call handlers[number]() in the loop when that signal comes."""
+        reading, writing = os.pipe()        # not a pair of sockets, which was full after 278 signals
         os.set_blocking(writing, False)
         self.watch(reading, READ, lambda events: [
             self._call(handlers[number]) for number in set(os.read(reading, READ_SIZE)) if number in handlers])
@@ -332,20 +301,16 @@ class Loop:
         signal.set_wakeup_fd(writing)
 
     def run(self):
-        """Run until stop()."""
         while not self._stopped:
             self._turn()
 
     def stop(self):
         self._stopped = True
 
-    def close(self, seconds=1.0):
-        """Cancel all tasks, and run them to their ends, for that many seconds at most."""
-        until = time.monotonic() + seconds
-        for task in list(self.tasks):
-            task.throw(Canceled())
-        while self.tasks and time.monotonic() < until:
-            self._turn()
+    def close(self):
+        """End all tasks: they may clean up, but not wait."""
+        while self.tasks:
+            self._call(self.tasks.pop().coroutine.close)
         signal.set_wakeup_fd(-1)
         self._selector.close()
 
@@ -354,9 +319,9 @@ class Loop:
         if self._timers:
             timeout = min(max(self._timers[0][0] - time.monotonic(), 0), timeout)
         for key, events in self._selector.select(timeout):
-            for callback in key.data:           # none, if it is watched no more
-                if not self._call(callback, events):
-                    self.unwatch(key.fd)        # or it would fail again at once
+            # Not if one before it has ended this watch: the number may be another descriptor's by now.
+            if self._watched.get(key.fd) is key and not self._call(key.data, events):
+                self.unwatch(key.fd)            # or it would fail again at once
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)
@@ -371,13 +336,13 @@ class Loop:
                 self._call(self.current.step)
 
     def _call(self, function, *args, retry=False):
-        """Call it, and deal with what nobody foresaw, and with a lack of memory; return False for the first."""
+        """Call it, and deal with a lack of memory, and with what nobody foresaw: return False for that."""
         try:
             function(*args)
         except MemoryError:
             try:
                 self.relieve()
-            except MemoryError:     # whoever finds too little next tries again
+            except MemoryError:     # it is tried again the next time
                 pass
             if retry:
                 self.call_later(RETRY_AFTER, function)
@@ -388,7 +353,7 @@ class Loop:
 
 
 def no_action(number, frame):
-    """Handle a signal by doing nothing, which a child does not inherit, unlike SIG_IGN: execve(2)."""
+    """Handle a signal: unlike SIG_IGN, a handler is not inherited (execve(2))."""
 
 
 # ---------------------------------------------------------------------------------------------- output
@@ -398,13 +363,11 @@ MARK = 32               # bytes that a mark of an Output takes
 
 
 class Output:
-    """What a job has printed: the log, of which each stream is a part, and the time of each piece.
+    """What a job has printed: the last `limit` bytes of the log, of which each stream is a part.
 
     `start[which]` and `end[which]` are the offsets, in OUT, ERR or LOG, of the first byte kept and of the one behind
-    the last.  When more than `limit` bytes are kept, the oldest are dropped.
-
-    The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR and LOG a
-    piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or another
+    the last.  The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR
+    and LOG a piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or
     millisecond makes a new one; when the marks take half of the limit, another second.
     """
 
@@ -412,29 +375,27 @@ class Output:
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.readers, self.consumed = (), None      # the followers; a Condition, see Capture._wait_for_readers
-        self._chunks, self._starts, self._marks = [], [], ()    # and where each chunk begins in the log; an array
+        self.readers, self.consumed = (), None      # those that are waited for; see Capture._wait_for_readers
+        self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
-    @property
-    def size(self):
-        """The number of bytes kept."""
-        return self.end[LOG] - self.start[LOG]
+    size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
+    cost = property(lambda self: max(self.size, len(self._marks) * 8))      # bytes of them or of the marks
 
     @property
     def spare(self):
-        """How many of the oldest bytes may be dropped without a loss for an owner, which reads the log."""
-        owned = [reader.offset for reader in self.readers if reader.owner and reader.waited_for]
+        """The number of the oldest bytes that no owner, which reads the log, has still to read."""
+        owned = [reader.offset for reader in self.readers if reader.owner]
         return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
 
-    @property
-    def cost(self):
-        """The bytes of memory that count against a limit: of what is kept, or of its marks if these take more."""
-        return max(self.size, len(self._marks) * 8)
-
     def append(self, stream, data):
-        marked = self._mark(int(time.time() * 1000) << 1 | stream)
-        chunks, end = self._chunks, self.end
-        if chunks and len(chunks[-1]) + len(data) <= FOLD:
+        stamp = int(time.time() * 1000) << 1 | stream
+        chunks, end, marks = self._chunks, self.end, self._marks or array.array("q")
+        last = marks[-1] if marks else 0
+        if last != stamp and ((last ^ stamp) & 1 or abs(stamp - last) >= 2000
+                              or len(marks) * 8 <= max(self.limit // 2, BATCH * MARK)):
+            marks.extend((*end, stamp))
+            self._marks = marks
+        if chunks and len(chunks[-1]) + len(data) <= SLICE:
             if type(chunks[-1]) is bytes:       # the one print of a small job stays as small as it is
                 chunks[-1] = bytearray(chunks[-1])
             chunks[-1] += data
@@ -443,74 +404,53 @@ class Output:
             self._starts.append(end[LOG])
         end[LOG] += len(data)
         end[stream] += len(data)
-        # For a mark too many, as many bytes go as it takes: in the end they free older marks.
-        dropped = max(self.size - self.limit, MARK if marked and self._is_crowded(1) else 0)
+        dropped = self.would_drop(0)
         if dropped:
             self.drop(min(dropped, self.size))
 
-    def _mark(self, stamp):
-        """Note that a piece begins; return whether that took a mark."""
-        marks = self._marks = self._marks or array.array("q")
-        last = marks[-1] if marks else None
-        if last == stamp or last and (last ^ stamp) & 1 == 0 and self._is_crowded(2) and abs(stamp - last) < 2000:
-            return False
-        marks.extend((*self.end, stamp))
-        return True
-
-    def _is_crowded(self, part):
-        """Do the marks take more memory than the limit divided by `part`?"""
-        return len(self._marks) * 8 > max(self.limit // part, BATCH * MARK)
-
     def would_drop(self, count):
-        """Return how many bytes an append of `count` would push out, at most."""
-        return max(self.size + count - self.limit, MARK if self._is_crowded(1) else 0)
+        """Return how many bytes an append of `count` pushes out, at most.
+
+        While there are too many marks, as many bytes go as one takes: in the end they free the oldest.
+        """
+        is_crowded = len(self._marks) * 8 > max(self.limit, BATCH * MARK)
+        return max(self.size + count - self.limit, MARK if is_crowded else 0)
 
     def drop(self, count):
         """Forget the `count` oldest bytes; a chunk is freed with its last byte."""
-        start, marks = self.start[LOG] + count, self._marks
+        start = self.start[LOG] + count
         whole = len(self._chunks) if start == self.end[LOG] else bisect.bisect_right(self._starts, start) - 1
         del self._chunks[:whole], self._starts[:whole]
         index = self._find(LOG, start)
-        for which in (OUT, ERR, LOG):
-            inside = start - marks[index + LOG] if which in (marks[index + 3] & 1, LOG) else 0
-            self.start[which] = marks[index + which] + inside
-        if index >= max(len(marks) // 8, 1):        # seldom, since what follows moves
-            del marks[:index]
+        out, err, log, stamp = self._marks[index:index + 4]
+        self.start[:] = out, err, start
+        self.start[stamp & 1] += start - log
+        if index > len(self._marks) // 8:       # seldom, since what follows moves
+            del self._marks[:index]
 
     def read(self, which, offset, limit):
-        """Return bytes from `offset` on, some but at most `limit`; b"" at the end.  It may not be before the start."""
+        """Return bytes from `offset` on, which is not before the start: some, at most `limit`; b"" at the end."""
         if which == LOG or self.end[which] == self.end[LOG]:    # all that was printed is in this stream
             return self._slice(offset, limit)
         parts = []
         while limit > 0 and offset < self.end[which] and len(parts) < BATCH:
-            position, size, _ = self._piece(which, offset)
-            parts.append(self._slice(position, min(size, limit)))
+            parts.append(self.read_piece(which, offset, limit)[2])
             offset += len(parts[-1])
             limit -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
-    def read_piece(self, position, limit):
-        """Return (stream, ms since 1970, bytes) of what came together at a position of the log, before its end."""
-        _, size, stamp = self._piece(LOG, position)
-        return stamp & 1, stamp >> 1, self._slice(position, min(size, limit))
-
-    def _find(self, which, offset):
-        """Return the index of the mark of the piece that has an offset, or of the last."""
-        marks, low, high = self._marks, 0, len(self._marks) // 4
-        while high - low > 1:
-            middle = (low + high) // 2
-            if marks[middle * 4 + which] <= offset:
-                low = middle
-            else:
-                high = middle
-        return low * 4
-
-    def _piece(self, which, offset):
-        """Return (position in the log, size of the piece from there on, stamp) of an offset before the end."""
+    def read_piece(self, which, offset, limit):
+        """Return (stream, ms since 1970, bytes) of what came together at an offset, which is before the end."""
         marks, index = self._marks, self._find(which, offset)
         position = marks[index + LOG] + offset - marks[index + which]
         end = marks[index + 4 + LOG] if index + 4 < len(marks) else self.end[LOG]
-        return position, end - position, marks[index + 3]
+        stamp = marks[index + 3]
+        return stamp & 1, stamp >> 1, self._slice(position, min(end - position, limit))
+
+    def _find(self, which, offset):
+        """Return the index of the mark of the piece that has an offset, or of the last."""
+        with memoryview(self._marks) as marks, marks[which::4] as column:   # released, so that the marks can grow
+            return (bisect.bisect_right(column, offset) - 1) * 4
 
     def _slice(self, position, limit):
         """Return bytes of the log, from one chunk."""
@@ -518,51 +458,47 @@ class Output:
             return b""
         index = bisect.bisect_right(self._starts, position) - 1
         begin = position - self._starts[index]
-        data = self._chunks[index][begin:begin + limit]
-        return data if type(data) is bytes else bytes(data)
+        return bytes(self._chunks[index][begin:begin + limit])
 
     async def tail(self, which, lines, breathe):
         """Return the offset at which the last `lines` lines begin; breathe() is awaited now and then."""
-        offset, wanted = self.end[which], None      # newlines to find from the end
-        while lines and offset > self.start[which]:
-            begin, data = max(offset - FOLD, self.start[which]), b""
+        if not lines:
+            return self.end[which]
+        offset = self.end[which] - 1        # a newline at the very end begins no line
+        while offset > self.start[which]:
+            begin, data = max(offset - SLICE, self.start[which]), b""
             while begin + len(data) < offset:
                 data += self.read(which, begin + len(data), offset - begin - len(data))
                 await breathe()
                 lost = max(self.start[which] - begin, 0)        # meanwhile
                 begin, data = begin + lost, data[lost:]
-            if wanted is None:
-                wanted = lines + data.endswith(b"\n")       # the one that ends the last line begins none
             count = data.count(b"\n")
-            if count >= wanted:
-                return begin + [match.end() for match in re.finditer(b"\n", data)][-wanted]
-            wanted -= count
+            if count >= lines:
+                return begin + [match.end() for match in re.finditer(b"\n", data)][-lines]
+            lines -= count
             offset = begin
-        return max(offset, self.start[which])
+        return self.start[which]
 
 
 class Reader:
     """The place of a follower in an output: the next byte that it reads is at `offset` of OUT, ERR or LOG.
 
-    Before bytes that it has not read would be dropped, the job waits for it while it reads PACE bytes in PATIENCE
-    seconds.  `owner`, the Connection of the client that started the job or None, is waited for while it reads at all.
+    Before bytes that it has not read are dropped, the job waits for it while it reads PACE bytes in PATIENCE seconds;
+    for the `owner`, the Connection of the client that started the job, while it reads at all.
     """
 
-    __slots__ = ("output", "which", "offset", "owner", "waited_for", "since")
+    __slots__ = ("output", "which", "offset", "owner", "_since")
+    has_lost = property(lambda self: self.offset < self.output.start[self.which])
 
     def __init__(self, output, which, offset, owner=None):
         self.output, self.which, self.offset, self.owner = output, which, offset, owner
-        self.waited_for, self.since = True, None    # (progress, time) when the job began to wait for it
+        self._since = None      # (progress, time) when the job began to wait for it, or it had read enough
         output.readers += (self,)
 
     def close(self):
+        """Let the job wait for it no more."""
         self.output.readers = tuple(reader for reader in self.output.readers if reader is not self)
         self.advance(0)
-
-    @property
-    def has_lost(self):
-        """Were bytes dropped that it has not read?"""
-        return self.offset < self.output.start[self.which]
 
     def advance(self, count):
         """Note that the next `count` bytes were read."""
@@ -570,29 +506,26 @@ class Reader:
         if self.output.consumed:
             self.output.consumed.notify_all()
 
-    def would_lose(self, dropped):
-        """Would a drop of so many bytes take what this reader has still to read, and is waited for?"""
-        output, which = self.output, self.which
-        return (dropped > 0 and self.waited_for and not self.has_lost
-                and self.offset < min(output.end[which], output.start[which] + dropped))
-
-    def check_pace(self, now):
-        """Return how many more seconds it is waited for; these begin again when it has read enough.
-
-        The system may hold megabytes for an owner that reads slowly, so what it has passed on counts too.
-        """
+    def delay(self, dropped):
+        """Return for how many seconds at most a drop of so many bytes waits for it."""
+        start, end, now = self.output.start[self.which], self.output.end[self.which], time.monotonic()
+        if not start <= self.offset < min(end, start + dropped):        # it has lost bytes already, or loses none
+            self._since = None
+            return 0
+        # The system may hold megabytes for an owner that reads slowly: what it has passed on counts too.
         progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
-        if self.since is None or progress != self.since[0]:
-            self.since = progress, now
-        remaining = self.since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
-        self.waited_for = remaining > 0
-        return remaining
+        if self._since is None or progress != self._since[0]:
+            self._since = progress, now
+        remaining = self._since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
+        if remaining <= 0:
+            self.close()
+        return max(remaining, 0)
 
 
 class TotalOutput:
-    """The output of all jobs together.  When it costs more than `limit` bytes, what was printed longest ago is dropped.
+    """The output of all jobs.  Beyond `limit` bytes, what was printed longest ago is dropped.
 
-    What an owner has still to read is dropped only when nothing else is left.
+    What an owner has still to read goes only when nothing else is left.
     """
 
     def __init__(self, limit):
@@ -627,17 +560,17 @@ class TotalOutput:
                 self.forget(output)
 
     def delay(self, output, count):
-        """Return for how many seconds `count` bytes more wait for followers, at most; 0 is not at all."""
-        now, excess = time.monotonic(), self.size + count - self.limit
-        for other in self._kept if excess > 0 else ():
-            excess -= other.spare
+        """Return for how many seconds `count` bytes more wait for followers, at most."""
+        excess = self.size + count - self.limit
+        for other in self._kept:
             if excess <= 0:
                 break
+            excess -= other.spare
         dropped = max(output.would_drop(count), count if excess > 0 else 0)
-        delays = [reader.check_pace(now) for reader in output.readers if reader.would_lose(dropped)]
-        if excess > 0 and any(reader.owner and reader.waited_for for reader in output.readers):
+        delays = [reader.delay(dropped) for reader in output.readers]
+        if excess > 0 and any(reader.owner for reader in output.readers):
             delays.append(LOOK_AFTER)       # until another owner has read
-        return min((delay for delay in delays if delay > 0), default=0)
+        return min(filter(None, delays), default=0)
 
     def forget(self, output):
         """Keep nothing of it; return how many bytes that frees."""
@@ -647,14 +580,11 @@ class TotalOutput:
 
 
 def give_memory_back():
-    """Let malloc return its free pages to the host: 350 MiB of output stayed resident without.
-
-    malloc_trim(3) is GNU's; other C libraries do so by themselves, or can't.
-    """
+    """Let malloc return its free pages to the host: 350 MiB of output stayed resident without."""
     try:
         import ctypes
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, ImportError, OSError):
+    except (AttributeError, ImportError, OSError):      # not GNU's
         pass
 
 
@@ -664,25 +594,24 @@ STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": 
 CANCELED = "canceled before it started"
 
 # The first server of this name was written in Go, and clients read its answers: exits, times and durations look like
-# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).
-SIGNAL_WORDS = dict(pair.split(": ") for pair in (
-    "HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|ABRT: aborted|"
-    "BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|SEGV: segmentation fault|"
-    "USR2: user defined signal 2|PIPE: broken pipe|ALRM: alarm clock|TERM: terminated|STKFLT: stack fault|"
+# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).  16 is STKFLT, which
+# Python knows from 3.11 on; it stands first, since elsewhere 16 is another one.
+SIGNAL_WORDS = {getattr(signal, "SIG" + name, 16): words for name, words in (pair.split(": ") for pair in (
+    "STKFLT: stack fault|HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|"
+    "ABRT: aborted|BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|"
+    "SEGV: segmentation fault|USR2: user defined signal 2|PIPE: broken pipe|ALRM: alarm clock|TERM: terminated|"
     "XCPU: CPU time limit exceeded|XFSZ: file size limit exceeded|VTALRM: virtual timer expired|"
-    "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))
-UNNAMED = {"STKFLT": 16} if LINUX else {}       # signal(7); Python knows it from 3.11 on
-
-
-def signal_number(name):
-    """Return the number of the signal INT or SIGINT, or None if there is none of that name."""
-    name = re.sub("^SIG", "", name.upper())
-    return int(getattr(signal, "SIG" + name, UNNAMED.get(name)) or 0) if re.fullmatch("[A-Z0-9]+", name) else None
+    "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))}
 
 
 def signal_words(number):
     """Return what Go's os.Signal.String() says: "killed" for 9, "signal 34" for one without a name."""
-    return next((words for name, words in SIGNAL_WORDS.items() if signal_number(name) == number), "signal %d" % number)
+    return SIGNAL_WORDS.get(number, "signal %d" % number)
+
+
+def signal_number(name):
+    """Return the number of the signal INT or SIGINT, or None if there is none of that name."""
+    return signal.Signals.__members__.get("SIG" + re.sub("^SIG", "", name.upper()))
 
 
 # time.time_ns came with 3.7.
@@ -712,18 +641,12 @@ def iso_time(ms):
 
 @functools.lru_cache(maxsize=1024)
 def go_duration(seconds):
-    """Return seconds as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 3.5ms."""
-    def decimal(value, digits):
-        return ("%.*f" % (digits, value)).rstrip("0").rstrip(".")
-    ns = int(seconds * 1e9 + 0.5)
-    if ns < 10 ** 9:
-        for unit, size, digits in (("ns", 1, 0), ("\u00b5s", 10 ** 3, 3), ("ms", 10 ** 6, 6)):
-            if ns < size * 1000:
-                return (decimal(ns / size, digits) if digits else str(ns)) + unit if ns else "0s"
-    minutes, ns = divmod(ns, 60 * 10 ** 9)
+    """Return seconds, in whole milliseconds, as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 35ms."""
+    if 0 < seconds < 1:
+        return "%gms" % (seconds * 1000)
+    minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
-    text = "%dh%dm" % (hours, minutes) if hours else "%dm" % minutes if minutes else ""
-    return text + decimal(ns / 1e9, 9) + "s"
+    return ("%dh" % hours if hours else "") + ("%dm" % minutes if hours or minutes else "") + "%gs" % seconds
 
 
 def readable(data):
@@ -743,7 +666,7 @@ class Job:
     """A record of one run.  Runner writes its state and times, Capture its output, JobStore its id; others read.
 
     `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` seconds of the monotonic
-    clock, which has no steps.  `changed` is notified of output and of each change of state, `ended` of the end alone.
+    clock.  `changed` is notified of output and of each change of state, `ended` of the end alone.
     """
 
     __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "began", "took",
@@ -757,13 +680,11 @@ class Job:
         self.id = self.exit_code = self.pid = None
         self.changed, self.ended = Condition(loop), Condition(loop)
 
-    @property
-    def href(self):
-        return "/jobs/%d" % self.id
+    href = property(lambda self: "/jobs/%d" % self.id)
 
     @property
     def duration(self):
-        """Seconds for which it has run."""
+        """The seconds for which it has run."""
         return time.monotonic() - self.began if self.state == "running" else self.took
 
     def is_complete(self):
@@ -800,24 +721,9 @@ def working_directory():
 
 
 def first_line(script):
-    """Return the script's first line that is neither empty nor a comment, as text; of a long one the beginning."""
+    """Return the beginning of the script's first line that is neither empty nor a comment, as text."""
     lines = [line.strip() for line in script[:4096].split(b"\n")]
     return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
-
-
-class Text:
-    """A large value of a field, which is made as it is sent: `pieces` yields its bytes."""
-
-    def __init__(self, pieces):
-        self.pieces = pieces
-
-    def decode(self):
-        """Yield it as text, a piece at a time; U+FFFD for what is not UTF-8."""
-        import codecs
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for piece in self.pieces:
-            yield decoder.decode(piece)
-        yield decoder.decode(b"", True)
 
 
 def slices(data):
@@ -837,13 +743,14 @@ def kept_pieces(output, which, offset, end):
         yield data
 
 
+def as_text(pieces, size):
+    """Return `size` bytes, in pieces, as text; if they are many, a generator that makes it as it is sent."""
+    return readable(b"".join(pieces)) if size <= SLICE else codecs.iterdecode(pieces, "utf-8", "replace")
+
+
 def kept_text(output, which):
-    """Return what is kept of a stream as text, or if that is large as a Text."""
     start, end = output.start[which], output.end[which]
-    if start == end:
-        return ""
-    pieces = kept_pieces(output, which, start, end)
-    return readable(b"".join(pieces)) if end - start <= SLICE else Text(pieces)
+    return as_text(kept_pieces(output, which, start, end), end - start) if start < end else ""
 
 
 VIEW = {      # a job's fields in JSON, in this order
@@ -866,40 +773,26 @@ VIEW = {      # a job's fields in JSON, in this order
     "cwd": lambda job: readable(job.options.cwd or working_directory()),
     "timeout": lambda job: job.options.timeout,
     "tty": lambda job: job.options.tty and dict(zip(("rows", "cols"), job.options.tty)),
-    "script": lambda job: readable(job.script) if len(job.script) <= SLICE else Text(slices(job.script)),
+    "script": lambda job: as_text(slices(job.script), len(job.script)),
     "line": lambda job: first_line(job.script),
     "out_bytes": lambda job: job.output.end[OUT],
     "err_bytes": lambda job: job.output.end[ERR],
     "duration": lambda job: round(job.duration, 6),
 }
 ALWAYS = frozenset("href id exit state held timed_out dropped".split())
-LEFT_OUT_WHEN_EMPTY = frozenset("out err exit".split())
-LEFT_OUT_UNLESS_ASKED = frozenset("held timed_out dropped".split())      # or when they are not false or 0
 DEFAULT_FIELDS = tuple("href id out err exit state start complete create".split())
 TEXT_FIELDS = tuple("id state exit duration label line".split())
 
 
 @functools.lru_cache(maxsize=64)
 def shown(fields):
-    """Return (name, view, whether to leave it out when it is empty) of what is to be shown of a job."""
-    return [(name, view, name in LEFT_OUT_WHEN_EMPTY or name in LEFT_OUT_UNLESS_ASKED and name not in fields)
-            for name, view in VIEW.items() if name in fields or name in ALWAYS]
-
-
-def value_json(value):
-    """Yield a value as it stands in the JSON of a job."""
-    import json
-    if isinstance(value, Text):
-        yield b'"'
-        for text in value.decode():
-            yield json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8", "replace")
-        yield b'"'
-    else:
-        yield json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ").encode("utf-8", "replace")
+    """Return (name, view, whether to leave it out when it is empty, false or 0) of what is to be shown of a job."""
+    left_out = {"out", "err", "exit"} | {"held", "timed_out", "dropped"}.difference(fields)
+    return [(name, view, name in left_out) for name, view in VIEW.items() if name in fields or name in ALWAYS]
 
 
 def jobs_json(jobs, fields):
-    """Yield the jobs as JSON, in pieces of bytes: the `fields`, and those that are always shown."""
+    """Yield the jobs as JSON, in pieces of text: the `fields`, and those that are always shown."""
     import json
     encode, lead = json.encoder.encode_basestring, '{\n  "jobs": [\n    {'
     for job in jobs:
@@ -909,17 +802,20 @@ def jobs_json(jobs, fields):
             if not value and may_be_left_out:
                 continue
             text += '\n      "%s": ' % name
-            if type(value) is str:      # most are; JSONEncoder takes twice the time
+            if type(value) is str:          # most are; JSONEncoder takes twice the time
                 text += encode(value) + ","
             elif type(value) is int:
                 text += "%d," % value
+            elif isinstance(value, types.GeneratorType):
+                yield text + '"'
+                for part in value:
+                    yield encode(part)[1:-1]
+                text = '",'
             else:
-                yield text.encode("utf-8", "replace")
-                yield from value_json(value)
-                text = ","
-        yield text[:-1].encode("utf-8", "replace")      # without the last comma
+                text += json.dumps(value, ensure_ascii=False, indent=2).replace("\n", "\n      ") + ","
+        yield text[:-1]             # without the last comma
         lead = "\n    },\n    {"
-    yield b"\n    }\n  ]\n}\n" if jobs else b'{\n  "jobs": []\n}\n'
+    yield "\n    }\n  ]\n}\n" if jobs else '{\n  "jobs": []\n}\n'
 
 
 def escape_separators(text):
@@ -927,28 +823,23 @@ def escape_separators(text):
 
 
 def jobs_text(jobs, fields):
-    """Yield the jobs as lines of values separated by tabs, in pieces of bytes."""
+    """Yield the jobs as lines of values separated by tabs, in pieces of text."""
     import json
     for job in jobs:
-        line, separator = "", ""
+        line = ""
         for value in (VIEW[name](job) for name in fields):
-            line += separator
-            if isinstance(value, Text):
-                for text in value.decode():
-                    yield (line + escape_separators(text)).encode("utf-8", "replace")
+            if isinstance(value, types.GeneratorType):
+                for part in value:
+                    yield line + escape_separators(part)
                     line = ""
             elif value is not None:
-                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-                line += escape_separators(text)
-            separator = "\t"
-        yield (line + "\n").encode("utf-8", "replace")
+                line += escape_separators(value if type(value) is str else json.dumps(value, ensure_ascii=False))
+            line += "\t"
+        yield line[:-1] + "\n"
 
 
 class JobStore:
-    """The jobs, by id.  Ids count from 0 and are never used again.
-
-    `keep` complete jobs are kept at most, 0 is all; all scripts together may have `max_scripts` bytes.
-    """
+    """The jobs, by id: at most `keep` complete ones, 0 is all, and `max_scripts` bytes of scripts."""
 
     def __init__(self, keep, max_scripts):
         self.keep, self.max_scripts, self._script_bytes, self._next_id = keep, max_scripts, 0, 0
@@ -956,11 +847,11 @@ class JobStore:
         self._complete = collections.OrderedDict()      # those, in the order of their ends
 
     def add(self, job):
-        """Give the job its id and keep it."""
+        """Keep the job, and give it its id, which is never used again."""
         if self._script_bytes + len(job.script) > self.max_scripts:
             raise Error("insufficient storage", (
-                "the scripts of all jobs take %d bytes, and may take %d: delete complete jobs, as by DELETE "
-                "/jobs?state=complete, or start rtot with more --max-total" % (self._script_bytes, self.max_scripts)))
+                "the scripts of all jobs take %d bytes of %d: DELETE /jobs?state=complete, or start rtot with more "
+                "--max-total" % (self._script_bytes, self.max_scripts)))
         self._script_bytes += len(job.script)
         job.id = self._next_id
         self._next_id += 1
@@ -970,27 +861,26 @@ class JobStore:
         return job.id in self._jobs
 
     def get(self, number):
-        """Return the job, or None."""
         return self._jobs.get(number)
 
     def remove(self, job):
-        """Forget the job, if it is there."""
         if self._jobs.pop(job.id, None):
             self._complete.pop(job.id, None)
             self._script_bytes -= len(job.script)
 
     def retire(self, job):
-        """Note that the job is complete; forget and return those beyond `keep`, the oldest first."""
-        if job in self:
-            self._complete[job.id] = job
-        forgotten = []
-        while self.keep and len(self._complete) > self.keep:
-            forgotten.append(next(iter(self._complete.values())))
-            self.remove(forgotten[-1])
-        return forgotten
+        """Note that the job is complete; return those of which nothing is kept: it if it was deleted, or the oldest."""
+        if job not in self:
+            return [job]
+        self._complete[job.id] = job
+        if not self.keep or len(self._complete) <= self.keep:
+            return []
+        oldest = next(iter(self._complete.values()))
+        self.remove(oldest)
+        return [oldest]
 
     def select(self, state=None, label=None, last=None):
-        """Return the jobs in that state and with that label, in order of id: the `last` of them; None is any or all."""
+        """Return the `last` jobs in that state and with that label, in order of id; None is all, or any."""
         newest_first = (job for job in reversed(self._jobs.values())
                         if (state is None or job.state == state) and (label is None or job.options.label == label))
         return list(itertools.islice(newest_first, last))[::-1]
@@ -1002,19 +892,15 @@ SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts
 
 
 def parse_shebang(script):
-    """Return (interpreter, argument or None) as the kernel would read them from the first 256 bytes.
+    """Return (interpreter, argument or None) by the rules of Linux's fs/binfmt_script.c.
 
-    The rules are those of Linux's fs/binfmt_script.c: one argument, blanks around it cut, no newline needed at the
-    end of the file.  OSError ENOEXEC or EACCES for what the kernel would not take.
+    It reads 256 bytes, takes one argument, cuts blanks around it, and needs no newline at the end of the file.
+    OSError ENOEXEC or EACCES for what it would not take.
     """
-    head = script[:SHEBANG_SIZE].ljust(SHEBANG_SIZE, b"\0")
-    end = head.find(b"\n")
-    if end < 0:
-        end = SHEBANG_SIZE - 1
-        if not re.search(b"[ \t\0]", head[2:].lstrip(b" \t")):     # the name may be cut: not to be run
-            raise os_error(errno.ENOEXEC)
-    line = head[2:end].strip(b" \t")
-    if not line:
+    line, newline, _ = script[2:SHEBANG_SIZE].ljust(SHEBANG_SIZE - 2, b"\0").partition(b"\n")
+    may_be_cut = not newline and not re.search(b"[ \t\0]", line.lstrip(b" \t"))
+    line = (line if newline else line[:-1]).strip(b" \t")
+    if may_be_cut or not line:
         raise os_error(errno.ENOEXEC)
     name, blanks, argument = re.match(b"([^ \t\0]*)([ \t]*)([^\0]*)", line).groups()
     if not name:
@@ -1027,21 +913,18 @@ def os_error(number):
 
 
 def explain_failure(script, code):
-    """Return what is probably wrong with a script that ended with that exit code, to be told in its errors; or b""."""
-    first, newline, _ = script.partition(b"\n")
-    if code and (first.endswith(b"\r") or b"\r\n" in script):
-        return (b"rtot: lines of the script end in a carriage return (CR), which is a part of them on Unix: "
-                b"send it with Unix line ends, as by sed 's/\\r$//'\n")
-    if code in (126, 127) and script.startswith(b"#!") and not newline:
-        return (b"rtot: the script is a single #! line: curl -d @file takes the newlines out of a file, "
-                b"--data-binary @file does not\n")
+    """Return what is probably wrong with a script that ended with that exit code, for its standard error; or b""."""
+    if code and (b"\r\n" in script or script.endswith(b"\r")):
+        return b"rtot: lines of the script end in a carriage return (CR): send Unix line ends, as by sed 's/\\r$//'\n"
+    if code in (126, 127) and b"\n" not in script:
+        return b"rtot: the script is one #! line: curl -d @file takes newlines out, --data-binary @file does not\n"
     return b""
 
 
 class Workspace:
     """The server's directory of scripts: 0700, locked by flock(2) while the server lives, gone after it.
 
-    One whose server was killed is not locked any more, and the next server sweeps it.
+    That of a server that was killed is not locked any more: the next server sweeps it.
     """
 
     PREFIX, FALLBACK = "rtot-", "/dev/shm"      # where a host that is mounted read-only may still be written
@@ -1051,118 +934,110 @@ class Workspace:
 
     async def sweep(self, breathe):
         """Remove the directories of servers that were killed; breathe() is awaited now and then."""
-        directory = os.environ.get("TMPDIR") or "/tmp"          # tempfile knows more, but takes 0.6 MB
-        for place in {directory if os.path.isdir(directory) else "/tmp", self.FALLBACK}:
+        for place in {os.environ.get("TMPDIR") or "/tmp", "/tmp", self.FALLBACK}:   # tempfile takes 0.6 MB
             try:
                 with os.scandir(place) as entries:
                     for entry in entries:
-                        if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name) and self._is_ours(entry):
-                            self._remove_unlocked(entry.path)
+                        if re.fullmatch(self.PREFIX + "[a-z0-9_]{8}", entry.name):
+                            self._remove_stale(entry)
                         await breathe()
             except OSError:                 # there is none, or no descriptor
                 pass
 
     @staticmethod
-    def _remove_unlocked(path):
+    def _remove_stale(entry):
+        """Remove the directory if no server locks it, and one of our user has made it.
+
+        Then it is ours and 0700, as its files are, which have numbers for names; rtot 1.0 made files of 0600.
+        """
         import fcntl
+
+        def is_ours(entry, kind):
+            status = entry.stat(follow_symlinks=False)
+            return status.st_uid == os.geteuid() and status.st_mode & ~(stat.S_ISGID | 0o100) == kind | 0o600
         fd = None
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name in os.listdir(path):
-                os.unlink(os.path.join(path, name))
-            os.rmdir(path)
+            if is_ours(entry, stat.S_IFDIR):
+                fd = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with os.scandir(entry.path) as entries:
+                    files = list(entries)
+                if all(re.fullmatch("[0-9]+", file.name, re.ASCII) and is_ours(file, stat.S_IFREG) for file in files):
+                    for file in files:
+                        os.unlink(file.path)
+                    os.rmdir(entry.path)
         except OSError:                     # its server lives, or there are no locks here, or it is gone meanwhile
             pass
         finally:
             if fd is not None:
                 os.close(fd)
 
-    @staticmethod
-    def _is_ours(entry):
-        """Can a server of our user have made it?  Then it is 0700, with files alone, which have numbers for names."""
-        def owner_and_mode(entry):
-            status = entry.stat(follow_symlinks=False)
-            return status.st_uid, status.st_mode & ~(stat.S_ISGID | 0o100)      # rtot 1.0 made files of 0600
-        try:
-            with os.scandir(entry.path) as files:
-                return owner_and_mode(entry) == (os.geteuid(), stat.S_IFDIR | 0o600) and all(
-                    re.fullmatch("[0-9]+", file.name, re.ASCII) and owner_and_mode(file)[1] == stat.S_IFREG | 0o600
-                    for file in files)
-        except OSError:                     # gone meanwhile, or another's
-            return False
-
     def _make(self):
-        """Make the directory and lock it; again, if a sweeper came between the two."""
+        """Make the directory, if there is none, and lock it."""
         import fcntl
-        import tempfile
-        while self._directory is None:
+        if self._directory is None:
+            import tempfile
             try:
                 path = tempfile.mkdtemp(prefix=self.PREFIX)
             except OSError:
                 path = tempfile.mkdtemp(prefix=self.PREFIX, dir=self.FALLBACK)
-            try:
-                self._fd = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                continue
-            except OSError:
-                os.rmdir(path)
-                raise
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._fd)
-                continue
-            except OSError:                 # there are no locks here: nobody can sweep it, either
-                pass
             self._directory = os.fsencode(os.path.abspath(path))
+        self._fd = os.open(self._directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileNotFoundError from None       # a sweeper removes it
+        except OSError:                     # there are no locks here: nobody can sweep it, either
+            pass
 
     def _create(self):
         """Return (path, descriptor) of a new file, in a directory that is made if there is none (any more)."""
-        if self._directory is None:
-            self._make()
-        path = b"%s/%d" % (self._directory, next(self._names))
-        try:        # executable, for a script that runs itself: exec flock "$0" "$0"
+        try:
+            if self._fd is None:
+                self._make()
+            path = b"%s/%d" % (self._directory, next(self._names))
+            # Executable, for a script that runs itself: exec flock "$0" "$0".
             return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
-        except FileNotFoundError:           # somebody has cleaned the temporary directory
-            os.close(self._fd)
-            self._directory = None
+        except FileNotFoundError:           # somebody has cleaned the temporary directory, or swept this one
+            if self._directory is None:
+                raise
+            self.close()
             return self._create()
 
     def write(self, data):
         """Return the path of a file that holds all of `data`."""
+        path = fd = None
         try:
             path, fd = self._create()
-        except OSError as error:
-            raise Error("insufficient storage", "no temporary directory can be written: %s; name one by TMPDIR"
-                        % error.strerror) from error
-        try:
             rest = data
             while rest:                     # write(2) may take a part
                 rest = rest[os.write(fd, rest):]
+            return path
         except OSError as error:
-            self.remove(path)
-            raise Error("insufficient storage", "the script could not be written to %s: %s" % (
-                readable(os.path.dirname(path)), error.strerror)) from error
+            if path:
+                self.remove(path)
+            where = readable(self._directory or b"a temporary directory")
+            raise Error("insufficient storage", "the script can't be written to %s: %s; TMPDIR can name another place"
+                        % (where, error.strerror)) from error
         finally:
-            os.close(fd)
-        return path
+            if fd is not None:
+                os.close(fd)
 
     @staticmethod
     def remove(path):
-        """Remove a script; nothing happens if somebody else has, or the directory can't be written any more."""
+        """Remove a script, if it is there and that can be."""
         try:
             os.unlink(path)
         except OSError:
             pass
 
     def close(self):
-        """Remove the directory and all in it."""
         import shutil
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
+        if self._fd is not None:
             os.close(self._fd)
-            self._directory = None
+        self._directory = self._fd = None
 
 
 # ---------------------------------------------------------------------------------------------- runner
@@ -1466,12 +1341,12 @@ class Runner:
                 self._complete(job, "rtot gave it up", 126)
 
     def _complete(self, job, text, code, held=False):
-        """Complete the job, let the next start, and forget those that are too many, or this one if it was deleted."""
+        """Complete the job, let the next start, and release those that are not kept."""
         job.complete(text, code, held)
         self._placed.discard(job)
         self._start_next()
         self.on_complete(job)
-        for each in self.store.retire(job) + ([] if job in self.store else [job]):
+        for each in self.store.retire(job):
             self._release(each)
 
     def _not_started(self, job, script, error):
@@ -1844,8 +1719,6 @@ class Capture:
     def _pause(self, process, size):
         """Read no more for a moment, if a follower would lose what it has not read; return whether it is so."""
         output = process.job.output
-        for reader in output.readers:
-            reader.since = None
         if self.total.delay(output, size):
             process.paused = True
             for fd in process.pipes:
@@ -2114,17 +1987,6 @@ class Request:
         await self.client.receive(self.timeout, "body")
 
 
-def next_block(pieces):
-    """Return the next bytes of an iterator of bytes: SLICE or more, or BATCH pieces; b"" at the end."""
-    parts, size = [], 0
-    for piece in pieces:
-        parts.append(piece)
-        size += len(piece)
-        if size >= SLICE or len(parts) >= BATCH:
-            break
-    return b"".join(parts)
-
-
 class Pieces:
     """A body that is made as it is sent, from an iterator of bytes; other bodies have the same three methods."""
 
@@ -2133,7 +1995,7 @@ class Pieces:
 
     async def read(self):
         """Return the next bytes, b"" at the end; ClientGone if it can't be reached."""
-        return next_block(self._iterator)
+        return next(self._iterator, b"")
 
     def trailers(self):
         """Return pairs that go out behind the end."""
@@ -2141,6 +2003,19 @@ class Pieces:
 
     def close(self):
         pass
+
+
+def gather(pieces):
+    """Yield pieces of text as bytes, in blocks of SLICE characters or more, or of BATCH pieces."""
+    parts, size = [], 0
+    for piece in pieces:
+        parts.append(piece)
+        size += len(piece)
+        if size >= SLICE or len(parts) >= BATCH:
+            yield "".join(parts).encode("utf-8", "replace")
+            parts, size = [], 0
+    if parts:
+        yield "".join(parts).encode("utf-8", "replace")
 
 
 class Response:
@@ -2165,9 +2040,11 @@ class Response:
 
     @classmethod
     def of_pieces(cls, status, pieces, content_type, headers=()):
-        """Answer with an iterator of bytes; what is large is made as it is sent, so that it is never held whole."""
-        body, more = next_block(pieces), next_block(pieces)
-        return cls(status, Pieces(itertools.chain((body, more), pieces)) if more else body, content_type, headers)
+        """Answer with an iterator of text; what is large is made as it is sent, so that it is never held whole."""
+        blocks = gather(pieces)
+        first, second = next(blocks, b""), next(blocks, None)
+        body = first if second is None else Pieces(itertools.chain((first, second), blocks))
+        return cls(status, body, content_type, headers)
 
     @classmethod
     def of_error(cls, error):
@@ -2387,7 +2264,7 @@ class Connection(socketserver.BaseRequestHandler):
             return await coroutine
         finally:
             self._attended = False
-            self.task.withdraw()
+            self.task.throw(None)
 
     async def pause(self, seconds):
         """Wait for some time, or until the client has closed its side."""
@@ -2426,7 +2303,7 @@ class Connection(socketserver.BaseRequestHandler):
                 body.close()
             body = b""
         if isinstance(body, bytes):
-            await self.send(head + body)        # in one: with two, Nagle's algorithm cost 44 ms an answer
+            await self.send(*((head + body,) if len(body) <= SLICE else (head, body)))      # no copy of a large one
             return len(body)
         chunked, whole, sent = response.length is None and request.version == 11, False, 0
         try:
@@ -3096,7 +2973,6 @@ class JsonLog(OutputBody):
     """The log as lines of JSON, one for each piece, of which none begins or ends within a character."""
 
     def __init__(self, client, job, offset, follows):
-        import codecs
         super().__init__(client, job, LOG, offset, follows)
         self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in (OUT, ERR)]
         self._ends = [0, 0]         # where the last piece of each stream ended
@@ -3109,7 +2985,7 @@ class JsonLog(OutputBody):
     def take(self, end):
         reader, lines, last = self.reader, [], min(end, self.reader.offset + SLICE)
         while len(lines) < BATCH and reader.offset < last:
-            stream, ms, data = self.job.output.read_piece(reader.offset, min(SLICE, end - reader.offset))
+            stream, ms, data = self.job.output.read_piece(LOG, reader.offset, min(SLICE, end - reader.offset))
             lines += self._decode(stream, ms, data, reader.offset)
             reader.advance(len(data))
         return lines
@@ -3326,8 +3202,7 @@ class App:
         return Response(204)
 
     async def script(self, request, given, job):
-        size = len(job.script)
-        return Response(200, job.script if size <= SLICE else Pieces(slices(job.script)), TEXT, length=size)
+        return Response(200, job.script, TEXT)
 
     async def exit(self, request, given, job):
         await self._wait(request, given, job)

@@ -6,7 +6,7 @@ import unittest
 
 import support  # noqa: F401  finds rtot
 import rtot
-from rtot import Canceled, Condition, Loop
+from rtot import ClientGone, Condition, Loop
 
 
 class LoopCase(unittest.TestCase):
@@ -75,10 +75,25 @@ class TaskTest(LoopCase):
                 await self.loop.sleep(support.LIMIT)
             finally:
                 self.seen.append("ended")
-        self.loop.spawn(wait()).throw(Canceled())
+        self.loop.spawn(wait()).throw(ClientGone())
         while self.loop.tasks:
             self.loop._turn()
         self.assertEqual((self.seen, self.faults), (["began", "ended"], []))
+
+    def test_the_end_of_the_loop_lets_tasks_clean_up(self):
+        async def wait(name):
+            try:
+                await self.loop.sleep(support.LIMIT)
+            finally:
+                self.seen.append(name)
+                self.loop.spawn(wait("late"))
+                raise ValueError(name)
+        for name in ("a", "b"):
+            self.loop.spawn(wait(name))
+        self.loop._turn()
+        self.loop.close()
+        self.loop.stop()
+        self.assertEqual((sorted(self.seen), sorted(map(str, self.faults))), (["a", "b"], ["a", "b"]))
 
     def test_a_fault_ends_the_task_alone_and_is_reported(self):
         async def fail():
