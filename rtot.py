@@ -1294,10 +1294,7 @@ class Sessions:
         self._is_reading, self._readings, self._found = False, 0, None
 
     async def members(self, session):
-        """Return the pids of the living members, by process group; None if that can't be told.
-
-        There may be no /proc, that of another namespace (pid_namespaces(7)), or no descriptor left.
-        """
+        """Return the pids of the living members by process group; None without a /proc of our pid_namespaces(7)."""
         wanted = self._readings + (2 if self._is_reading else 1)        # one that has begun may have missed some
         while self._readings < wanted:
             if self._is_reading:
@@ -1322,21 +1319,16 @@ class Sessions:
             self._read.notify_all()
 
 
-def may_signal(pid):
-    """May we signal it?  Not what runs as another user, as by sudo."""
+def send(kill, target, *numbers):
+    """Signal by os.kill or os.killpg; return False for what we may not signal: it runs as another user, as by sudo."""
     try:
-        os.kill(pid, 0)
-    except OSError as error:
-        return error.errno != errno.EPERM
+        for number in numbers:
+            kill(target, number)
+    except ProcessLookupError:      # it has just ended
+        pass
+    except PermissionError:
+        return False
     return True
-
-
-def signal_group(group, *numbers):
-    for number in numbers:
-        try:
-            os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):       # it has ended; it is another user's
-            pass
 
 
 def set_size(terminal, rows, cols):
@@ -1357,9 +1349,9 @@ def open_null():
 
 
 class Spawner:
-    """Starts a process as the leader of a session of its own, with the environment and limits that jobs get.
+    """Starts processes, each as the leader of a session of its own, with the environment and the limit that jobs get.
 
-    `descriptors` are those that we may have; `nofile` is the (soft, hard) limit that jobs get, None for ours.
+    `descriptors` is how many we may have, `nofile` the (soft, hard) limit of jobs, None for ours.
     """
 
     def __init__(self, descriptors, nofile):
@@ -1372,10 +1364,7 @@ class Spawner:
         self._can_spawn = hasattr(os, "posix_spawn")
 
     def start(self, executable, argv, ends, options):
-        """Start it with `ends` as its descriptors 0 to 2; return its pid.
-
-        The filename of an OSError is options.cwd if that is why.
-        """
+        """Start it with `ends` as its descriptors 0 to 2; return its pid.  OSError, of options.cwd if that is why."""
         environ = dict(self._environ)
         if options.cwd is not None:
             environ[b"PWD"] = os.path.join(environ[b"PWD"], options.cwd)
@@ -1412,10 +1401,10 @@ class Spawner:
                 os.close(home)
 
     def _fork(self, executable, argv, ends, options, environ):
-        """Start it by Popen.  No Python runs in the child, but for a terminal: that takes longer than the rest.
+        """Start it by Popen; with a preexec_fn for a terminal alone, since that makes a job take 15% longer.
 
-        A signal to our whole group may reach the child, too, before it has a group of its own.  Python's handler there
-        writes to our pipe of signals, in time for Loop.catch_signals to take both for one.
+        A signal to our group may reach the child, too.  Its handler then writes to our pipe of signals, but before
+        Popen returns, so Loop.catch_signals takes both for one.
         """
         import fcntl
         import subprocess
@@ -1434,10 +1423,7 @@ class Spawner:
         return self._with_limit(max(ends + pipe), start)
 
     def _with_limit(self, highest, start):
-        """Call start() with the limit of descriptors that jobs get; return the pid that it returns.
-
-        If `highest`, a descriptor that it needs, is over the limit, that is set after the start.
-        """
+        """Return the pid that start() returns, which is called with the limit of jobs if it allows for `highest`."""
         if not self.nofile:
             return start()
         import resource
@@ -1447,10 +1433,10 @@ class Spawner:
                 return start()
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.nofile[1]))
-        pid = start()
+        pid = start()                           # it is lowered as soon as possible
         try:
             resource.prlimit(pid, resource.RLIMIT_NOFILE, self.nofile)
-        except (ProcessLookupError, PermissionError):       # it has ended; it is another user's by now
+        except PermissionError:                 # it is another user's by now
             pass
         return pid
 
@@ -1494,16 +1480,17 @@ class Runner:
 
     async def run(self, job, script):
         """A task: the life of a job that has a place, until nothing is left to signal."""
-        process = Process(job, self.loop)
+        process, name = Process(job, self.loop), script
         try:
             if job.is_complete():               # canceled since it got its place
                 return
             try:
                 if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
                     script = self.workspace.write(job.script)
-                self._spawn(process, script)
+                name, argument = parse_shebang(job.script)
+                self._spawn(process, [name] + ([] if argument is None else [argument]) + [script, *job.options.args])
             except (OSError, ValueError, MemoryError, Error) as error:
-                self._not_started(job, script, error)
+                self._not_started(job, name, error)
                 return
             job.start(process.pid)
             await process.changed.wait_for(lambda: process.outcome, job.options.timeout)
@@ -1534,35 +1521,26 @@ class Runner:
         for each in self.store.retire(job) + ([] if job in self.store else [job]):
             self._release(each)
 
-    def _not_started(self, job, script, error):
+    def _not_started(self, job, name, error):
         """Complete a job whose script could not be started, with what Go's os/exec would say."""
-        numbers = {MemoryError: errno.ENOMEM, Error: errno.ENOSPC}
+        numbers, what = {MemoryError: errno.ENOMEM, Error: errno.ENOSPC}, "fork/exec"
         number = numbers.get(type(error), getattr(error, "errno", errno.EINVAL))       # ValueError: of posix_spawn
-        cwd = job.options.cwd
-        if cwd is not None and getattr(error, "filename", None) == cwd:
-            what = "chdir " + readable(cwd)
-        else:
-            try:
-                what = "fork/exec " + readable(parse_shebang(job.script)[0])
-            except OSError:
-                what = "fork/exec " + readable(script)
+        if job.options.cwd is not None and getattr(error, "filename", None) == job.options.cwd:
+            what, name = "chdir", job.options.cwd
         job.started = wall_ns()                 # when it was tried
-        self._complete(job, "%s: %s" % (what, os.strerror(number).lower()), 127 if number == errno.ENOENT else 126)
+        self._complete(job, "%s %s: %s" % (what, readable(name), os.strerror(number).lower()),
+                       127 if number == errno.ENOENT else 126)
 
-    def _spawn(self, process, script):
-        """Start the script of a job.
+    def _spawn(self, process, argv):
+        """Start [interpreter, argument, script, ...], not the script: its directory may be mounted noexec.
 
-        What runs is [interpreter, argument, script, ...], so it works where the directory is mounted noexec, and
-        can't meet "text file busy", as 28 to 81 of 1600 scripts did that were written beside forks.
+        And it might meet "text file busy", as 28 to 81 of 1600 did that were written beside forks.
         """
-        options = process.job.options
-        interpreter, argument = parse_shebang(process.job.script)
-        executable = interpreter if b"/" in interpreter else b"./" + interpreter    # no search of PATH
-        argv = [interpreter] + ([argument] if argument is not None else []) + [script] + list(options.args)
+        executable = argv[0] if b"/" in argv[0] else b"./" + argv[0]        # no search of PATH
         ends = []
         try:
             self._open_ends(process, ends)
-            process.pid = self.spawner.start(executable, argv, tuple(ends), options)
+            process.pid = self.spawner.start(executable, argv, tuple(ends), process.job.options)
         finally:
             for fd in set(ends) - {self._null}:
                 os.close(fd)
@@ -1578,9 +1556,7 @@ class Runner:
             process.input = os.dup(process.terminal)
             set_size(slave, *options.tty)
         else:
-            stdin = self._null
-            if options.stdin:
-                stdin, process.input = os.pipe()
+            stdin, process.input = os.pipe() if options.stdin else (self._null, None)
             ends.append(stdin)
             for stream in (OUT, ERR):
                 fd, end = os.pipe()
@@ -1596,11 +1572,13 @@ class Runner:
 
     def _clean_up(self, process):
         """Keep nothing of a process, which may never have started: nobody signals it any more."""
-        self.capture.close(process)
+        self.capture.drain(process)
+        for fd in list(process.pipes):
+            self.capture.close_pipe(process, fd)
         process.close_input()
         if process.pid is not None:
             if not process.outcome:             # the server ends without waiting any longer
-                signal_group(process.pid, signal.SIGKILL)
+                send(os.killpg, process.pid, signal.SIGKILL)
             os.waitpid(process.pid, 0 if process.outcome else os.WNOHANG)
         process.pid = None
         self._silent.discard(process)
@@ -1615,18 +1593,17 @@ class Runner:
             self.loop.call_later(TRIM_AFTER, give_memory_back)
 
     def process(self, job):
-        """Return the job's Process, or None before it starts, and when nothing is left of it."""
+        """Return the job's Process, or None before it starts, and after it was reaped."""
         return self._processes.get(job.id)
 
     # Exits.
 
     def child_exited(self):
-        """SIGCHLD has come: find out who has exited, when this turn of the loop has read what they have printed.
+        """SIGCHLD has come: ask those whose output has ended, which are nearly all who exit, then all.
 
-        At once those are asked whose output has ended: nearly all who exit.  Signals that come together are one, and
-        others may hold the output, so a moment later all are asked: 1 ms with 1,000 of them.
+        To ask 1,000 takes 1 ms, but others may hold the output, and signals that come together are one.
         """
-        self.loop.call_later(0, self._ask_silent)
+        self.loop.call_later(0, self._ask_silent)       # when this turn has read what they have printed
         self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
 
     def _on_silent(self, process):
@@ -1681,19 +1658,18 @@ class Runner:
         """Do as end() does; an Error if nothing is left, or some may not be signalled."""
         process = self.process(job)
         if process is None or process.pid is None or process.outcome and not process.pipes:
-            raise Error("conflict", (
-                "job %d has not started: there is nothing to signal, but DELETE cancels it" if job.state == "new" else
-                "job %d is complete: there is nothing to signal") % job.id)
+            raise Error("conflict", ("job %d has not started: DELETE cancels it" if job.state == "new" else
+                                     "job %d is complete: there is nothing to signal") % job.id)
         foreign = await self.end(process, number, grace)
         if foreign:
-            raise Error("conflict", "process %s of job %d runs as another user, and rtot may not signal it"
-                        % (" ".join(map(str, foreign)), job.id))
+            raise Error("conflict", "process %s of job %d runs as another user: rtot may not signal it" % (
+                " ".join(map(str, foreign)), job.id))
 
     async def end(self, process, number, grace):
-        """Signal the whole session; `grace` seconds later SIGKILL what is left of it, None is never.
+        """Signal the whole session, and after `grace` seconds (None is never) SIGKILL what is left of it.
 
         Return the pids of those that may not be signalled.  That SIGKILL has a task of its own, so a later call does
-        not put it off; before it, SIGCONT lets those go on that are stopped.
+        not put it off.  SIGCONT lets those go on that are stopped.
         """
         until = time.monotonic() + (grace or 0)
         with process:
@@ -1719,28 +1695,27 @@ class Runner:
                          % (process.job.id, " ".join(map(str, living))))
 
     async def _signal(self, process, *numbers):
-        """Signal all groups of the session; return the pids (of all, of those that may not be signalled).
+        """Signal all groups of the session; return the pids of those that live, and of those that it may not signal.
 
-        timeout(1), and a shell under set -m, put what they start into groups of their own.  Their numbers are looked
-        up again just before, since a stranger may have got them; that of the leader is pinned.  Where /proc can't be
-        read, only the leader's group is signalled, and None stands for all.
+        timeout(1), and a shell under set -m, make further groups; their numbers may be a stranger's by now, that of the
+        leader is pinned.  Without /proc, its group alone is signalled, and the first is None.
         """
         session = process.pid
         if session is None:
             return [], []
-        signal_group(session, *numbers)
+        send(os.killpg, session, *numbers)
         groups = await self.sessions.members(session)
         if groups is None:
             return None, []
         for group, pids in groups.items():
             if group != session and any(read_stat(pid) == (session, group) for pid in pids):
-                signal_group(group, *numbers)
+                send(os.killpg, group, *numbers)
             await self.loop.breathe()
         living = [pid for pids in groups.values() for pid in pids]
-        return living, [pid for pid in living if not may_signal(pid)]
+        return living, [pid for pid in living if not send(os.kill, pid, 0)]
 
     def cancel(self, job):
-        """End a job that is not complete, as by kill, in a task of its own; one that is new is complete at once."""
+        """End a job that is not complete; one that is new is complete at once."""
         if job.state == "new":
             script = self._queue.pop(job, None)
             if script:                          # else it has a place, and run() removes it
@@ -1750,7 +1725,7 @@ class Runner:
             self.loop.spawn(self.end(self.process(job), signal.SIGTERM, GRACE))
 
     async def end_or_release(self, jobs):
-        """End those of the jobs that are not complete, and keep the output of none."""
+        """End the jobs that are not complete, and keep the output of none."""
         for job in jobs:
             if job.is_complete():
                 self._release(job)
@@ -1806,7 +1781,7 @@ class Capture:
                 return 0
             data = b""
         if not data:
-            self._close_pipe(process, fd)
+            self.close_pipe(process, fd)
         elif job in self.store or not job.is_complete():        # else nobody can ask for it any more
             self.total.append(output, process.pipes[fd], data)
             job.changed.notify_all()
@@ -1823,7 +1798,7 @@ class Capture:
         except OSError:         # a terminal, another system, more than its user may have
             pass
 
-    def _close_pipe(self, process, fd):
+    def close_pipe(self, process, fd):
         del process.pipes[fd]
         self.loop.unwatch(fd)
         self._wide.discard(fd)
@@ -1836,13 +1811,7 @@ class Capture:
             process.changed.notify_all()
             self.on_silent(process)
 
-    def close(self, process):
-        """Read what its pipes hold, and close them."""
-        self._drain(process)
-        for fd in list(process.pipes):
-            self._close_pipe(process, fd)
-
-    def _drain(self, process):
+    def drain(self, process):
         """Read what its pipes hold, and not much of what comes meanwhile."""
         for fd in list(process.pipes):
             for _ in range(WIDE_PIPE // READ_SIZE):
@@ -1850,15 +1819,12 @@ class Capture:
                     break
 
     async def wait_for_end(self, process):
-        """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it.
-
-        That time does not count while a follower holds back what the script itself has left in its pipes.
-        """
+        """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it."""
         output = process.job.output
-        printed = output.end[LOG] + WIDE_PIPE * len(process.pipes)
-        self._drain(process)
+        printed = output.end[LOG] + WIDE_PIPE * len(process.pipes)      # by the script itself; followers may hold it up
+        self.drain(process)
         while not await process.changed.wait_for(lambda: not process.pipes, HELD_AFTER):
-            self._drain(process)
+            self.drain(process)
             if not output.consumed or output.end[LOG] >= printed:
                 return
 
