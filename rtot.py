@@ -64,7 +64,7 @@ LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subp
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit, for which a job waits for output that something else holds
 LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
-KILL_ROUNDS = 50        # of SIGKILL, before rtot gives up
+KILL_FOR = 5.0          # s of SIGKILLs, before rtot gives up
 LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, of 1 us each
 MANY_SILENT = 100       # processes whose output has ended that are asked at each SIGCHLD whether they have exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
@@ -1043,32 +1043,93 @@ class Workspace:
 # ---------------------------------------------------------------------------------------------- runner
 
 # Variables for the server, which no job gets: sd_listen_fds(3), sd_notify(3), sd_watchdog_enabled(3).
-SERVER_VARIABLES = (b"RTOT_SECRET", b"RTOT_ADDR", b"RTOT_LOG_FORMAT", b"LISTEN_PID", b"LISTEN_FDS", b"LISTEN_FDNAMES",
-        b"LISTEN_PIDFDID", b"NOTIFY_SOCKET", b"WATCHDOG_PID", b"WATCHDOG_USEC")
-
-# Can it be seen that a child has exited, without reaping it?  Not on macOS before Python 3.13, nor with PyPy.
-HAS_WAITID = all(hasattr(os, name) for name in ("waitid", "P_PID", "WEXITED", "WNOHANG", "WNOWAIT", "CLD_EXITED",
-                                                "CLD_DUMPED"))
+SERVER_VARIABLES = frozenset(b"RTOT_SECRET RTOT_ADDR RTOT_LOG_FORMAT LISTEN_PID LISTEN_FDS LISTEN_FDNAMES "
+                             b"LISTEN_PIDFDID NOTIFY_SOCKET WATCHDOG_PID WATCHDOG_USEC".split())
+HAS_WAITID = hasattr(os, "waitid")      # else an exit is only seen by reaping: macOS before Python 3.13, PyPy
 
 
 class Process:
-    """The processes of a job, which are one session, from the spawn until nobody signals them any more.
+    """The processes of a job, which are one session, and our ends of their input and output.
 
-    `pipes`: the stream of each descriptor that is read.  `input`: the descriptor of standard input, None when closed;
-    `terminal`: our side of a terminal, or None.
-    `outcome`: how the script ended, as (text, code).  From then on its leader is a zombie, which pins the number of the
-    session until it is `reaped`; `signalers` tasks still have a signal to send.
-    `paused`: its output is not read for a moment; `feeding`: somebody writes to its input; `line`: the bytes so far of
-    a line of a terminal.  `changed` is notified of all this.
+    `pid`: the leader's, and the number of the session; None before the start, and when it is reaped.
+    `outcome`: how the script ended, as (text, code).  Then the leader is a zombie, which pins that number as long as
+    `signalers` tasks have signals to send, each in a `with process:`.
+    `pipes`: the stream of each descriptor that is read.  `input`, `terminal`: descriptors, or None.
+    `changed` is notified of all this.
     """
 
-    __slots__ = ("job", "pid", "pipes", "input", "terminal", "outcome", "reaped", "signalers", "paused", "changed",
-                 "feeding", "line")
-
     def __init__(self, job, loop):
-        self.job, self.pid, self.outcome, self.pipes, self.input, self.terminal = job, None, None, {}, None, None
-        self.reaped = self.paused = self.feeding = False
-        self.signalers, self.line, self.changed = 0, b"", Condition(loop)
+        self.job, self.loop, self.changed = job, loop, Condition(loop)
+        self.pid, self.outcome, self.signalers, self.pipes, self.input, self.terminal = None, None, 0, {}, None, None
+        self._is_fed, self._line = False, b""       # does a task write to its input; the line of a terminal so far
+
+    def __enter__(self):
+        self.signalers += 1
+
+    def __exit__(self, *_):
+        self.signalers -= 1
+        self.changed.notify_all()
+
+    async def feed(self, data, eof):
+        """Write all of `data` to the standard input, then close it if `eof`; Error "conflict" if it is closed."""
+        await self.changed.wait_for(lambda: not self._is_fed)
+        if self.input is None:
+            raise Error("conflict", "standard input of job %d is closed" % self.job.id)
+        self._is_fed = True
+        try:
+            rest = memoryview(data if self.terminal is None else self._typed(data, eof))
+            while rest:
+                if self.input is None:
+                    raise Error("conflict", "job %d closed its standard input before all was written" % self.job.id)
+                try:
+                    rest = rest[os.write(self.input, rest):]
+                except BlockingIOError:
+                    await self._writable()
+                except OSError:             # EPIPE: nobody reads it any more
+                    self.close_input()
+            if eof and self.terminal is None:       # a terminal stays open
+                self.close_input()
+        finally:
+            self._is_fed = False
+            self.changed.notify_all()
+
+    def _typed(self, data, eof):
+        """Return what to write to a terminal.  It would drop what is too long for a line, so that is refused."""
+        import termios
+        lines = re.split(b"[\r\n\3\4]", self._line + data)
+        if termios.tcgetattr(self.terminal)[3] & termios.ICANON and max(map(len, lines)) > TERMINAL_LINE:
+            raise Error("conflict", "a terminal takes %d bytes a line: use stty -icanon in the script, or POST "
+                        "/jobs?stdin without tty" % TERMINAL_LINE)
+        self._line = lines[-1]
+        if eof:     # VEOF (termios(3)) ends a line without a newline first, and only an empty one is the end
+            data, self._line = bytes(data) + (b"\4\4" if self._line else b"\4"), b""
+        return data
+
+    async def _writable(self):
+        """Wait until the input takes more, or is closed."""
+        fd, events = self.input, []
+        if self.terminal is not None:
+            poll = select.poll()
+            poll.register(fd, 0)            # POLLHUP comes unasked: poll(2)
+            if poll.poll(0):
+                raise Error("conflict", "nobody has the terminal of job %d open: not all was written" % self.job.id)
+
+        def on_event(event):
+            events.append(event)
+            self.changed.notify_all()
+        self.loop.watch(fd, WRITE, on_event)
+        try:
+            await self.changed.wait_for(lambda: events or self.input is None)
+        finally:
+            if self.input is not None:
+                self.loop.unwatch(fd)
+
+    def close_input(self):
+        if self.input is not None:
+            self.loop.unwatch(self.input)
+            os.close(self.input)
+            self.input = None
+            self.changed.notify_all()
 
 
 def read_stat(pid):
@@ -1083,67 +1144,55 @@ def read_stat(pid):
 
 
 class Sessions:
-    """Who lives in each session: /proc is read in steps, and once for all who ask meanwhile."""
+    """Who lives in each session.  /proc is read in steps, and once for all who ask meanwhile."""
 
     def __init__(self, loop):
         self.loop, self._read = loop, Condition(loop)
-        self._begun, self._finished, self._found = 0, 0, None
+        self._is_reading, self._readings, self._found = False, 0, None
 
     async def members(self, session):
-        """Return the process group of each living member by pid, as of now or later; None where that can't be told.
-
-        That is without /proc, or with that of other processes (pid_namespaces(7)), or without a descriptor.
-        """
-        wanted = self._begun + 1
-        while self._finished < wanted:
-            if self._begun == self._finished:
-                self._begun += 1
-                self.loop.spawn(self._read_all())
-            await self._read.wait_for(lambda current=self._begun: self._finished >= current)
+        """Return the pids of the living members by process group; None without a /proc of our pid_namespaces(7)."""
+        wanted = self._readings + (2 if self._is_reading else 1)        # one that has begun may have missed some
+        while self._readings < wanted:
+            if self._is_reading:
+                await self._read.wait_for(lambda: not self._is_reading)
+            else:
+                await self._read_all()
         return None if self._found is None else self._found.get(session, {})
 
     async def _read_all(self):
-        sessions, found = {}, None
+        self._is_reading, sessions, found = True, {}, None
         try:
-            if os.readlink("/proc/self") != str(os.getpid()):
-                raise FileNotFoundError
-            for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-                session, group = read_stat(pid)
-                sessions.setdefault(session, {})[pid] = group
-                await self.loop.breathe()
-            found = sessions
+            if os.readlink("/proc/self") == str(os.getpid()):
+                for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+                    session, group = read_stat(pid)
+                    sessions.setdefault(session, {}).setdefault(group, []).append(pid)
+                    await self.loop.breathe()
+                found = sessions
         except OSError:
             pass
         finally:
-            self._found, self._finished = found, self._begun
+            self._is_reading, self._readings, self._found = False, self._readings + 1, found
             self._read.notify_all()
 
 
-def may_signal(pid):
-    """May we signal it?  Not what runs as another user, as by sudo."""
+def send(kill, target, *numbers):
+    """Signal by os.kill or os.killpg; return False for what we may not signal: it runs as another user, as by sudo."""
     try:
-        os.kill(pid, 0)
+        for number in numbers:
+            kill(target, number)
+    except ProcessLookupError:      # it has just ended
+        pass
     except PermissionError:
         return False
-    except ProcessLookupError:
-        pass
     return True
-
-
-def signal_group(group, *numbers):
-    for number in numbers:
-        try:
-            os.killpg(group, number)
-        except (ProcessLookupError, PermissionError):      # it has just ended; all of it is another user's
-            pass
 
 
 def set_size(terminal, rows, cols):
     """Tell a terminal its size, and its foreground by SIGWINCH: TIOCSWINSZ of ioctl_tty(2)."""
     import fcntl
-    import struct
     import termios
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, array.array("H", (rows, cols, 0, 0)))
 
 
 def open_null():
@@ -1157,9 +1206,9 @@ def open_null():
 
 
 class Spawner:
-    """Starts a process as the leader of a session of its own, with the environment and limits that jobs get.
+    """Starts processes, each as the leader of a session of its own, with the environment and the limit that jobs get.
 
-    `descriptors` are those that we may have; `nofile` is the (soft, hard) limit that jobs get, None for ours.
+    `descriptors` is how many we may have, `nofile` the (soft, hard) limit of jobs, None for ours.
     """
 
     def __init__(self, descriptors, nofile):
@@ -1170,117 +1219,101 @@ class Spawner:
         self._environ[b"PWD"] = working_directory() or b"/"
         # 0.06 ms; Popen takes 0.13 ms, and before Python 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
         self._can_spawn = hasattr(os, "posix_spawn")
-        try:                # to come back from another; not where we may not enter it, as by sudo -u from /root
-            self._home = os.open(".", os.O_PATH) if hasattr(os, "O_PATH") else None
-        except OSError:
-            self._home = None
 
     def start(self, executable, argv, ends, options):
-        """Start it with `ends` as its descriptors 0 to 2; return its pid.
-
-        OSError if that can't be, whose filename is options.cwd if that is why.
-        """
-        environ = self._environ
-        if options.env or options.tty or options.cwd is not None:
-            environ = dict(environ)
-            if options.cwd is not None:
-                environ[b"PWD"] = os.path.join(environ[b"PWD"], options.cwd)
-            if options.tty:
-                environ.setdefault(b"TERM", b"xterm")
-                for name in (b"LINES", b"COLUMNS"):         # of the terminal that we were started from
-                    environ.pop(name, None)
-            environ.update(options.env)
-        if self._can_spawn and (options.cwd is None or self._can_come_back()) and (LINUX or not options.tty):
+        """Start it with `ends` as its descriptors 0 to 2; return its pid.  OSError, of options.cwd if that is why."""
+        environ = dict(self._environ)
+        if options.cwd is not None:
+            environ[b"PWD"] = os.path.join(environ[b"PWD"], options.cwd)
+        if options.tty:
+            environ.setdefault(b"TERM", b"xterm")
+            for name in (b"LINES", b"COLUMNS"):         # of the terminal that we were started from
+                environ.pop(name, None)
+        environ.update(options.env)
+        # From another directory we could not come back to one that we may not enter: sudo -u nobody from /root.
+        can_move = options.cwd is None or hasattr(os, "O_PATH") and os.access(".", os.X_OK)
+        if self._can_spawn and can_move and (LINUX or not options.tty):
             try:
                 return self._spawn(executable, argv, ends, options, environ)
             except NotImplementedError:         # a C library without POSIX_SPAWN_SETSID: glibc before 2.26
                 self._can_spawn = False
         return self._fork(executable, argv, ends, options, environ)
 
-    def _can_come_back(self):
-        """May we enter our working directory again?"""
-        try:
-            os.fchdir(self._home)
-        except (OSError, TypeError):        # its permissions have changed; we have none
-            return False
-        return True
-
     def _spawn(self, executable, argv, ends, options, environ):
-        """Start it by posix_spawn(3), which knows no directory and no limit: for a moment they are ours, too."""
+        """Start it by posix_spawn(3), which knows no directory: for a moment it is ours, too."""
         actions = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(ends)]
         if options.tty:     # a session leader that opens a terminal gets it as its controlling one: credentials(7)
-            actions = [(os.POSIX_SPAWN_OPEN, 0, os.ttyname(ends[0]), os.O_RDWR, 0),
-                       (os.POSIX_SPAWN_DUP2, 0, 1), (os.POSIX_SPAWN_DUP2, 0, 2)]
-        late = self.nofile and max(ends) + RESERVED >= self.nofile[0]       # glibc takes no descriptor over the limit
-        if options.cwd is not None:
-            os.chdir(options.cwd)
+            actions[0] = (os.POSIX_SPAWN_OPEN, 0, os.ttyname(ends[0]), os.O_RDWR, 0)
+        home = None if options.cwd is None else os.open(".", os.O_PATH)
         try:
-            if self.nofile and not late:
-                self._limit(0, self.nofile)
+            if home is not None:
+                os.chdir(options.cwd)
             # Python ignores these two signals; others have their defaults, or no_action.
-            pid = os.posix_spawn(executable, argv, environ, setsid=True, file_actions=actions,
-                                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+            return self._with_limit(max(ends), lambda: os.posix_spawn(
+                executable, argv, environ, setsid=True, file_actions=actions,
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ)))
         finally:
-            if self.nofile and not late:
-                self._limit(0, (self.descriptors, self.nofile[1]))
-            if options.cwd is not None:
-                os.fchdir(self._home)
-        if late:
-            self._limit(pid, self.nofile)
-        return pid
-
-    @staticmethod
-    def _limit(pid, limits):
-        import resource
-        try:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-        except (ProcessLookupError, PermissionError):       # it has just ended; it is another user's by now
-            pass
+            if home is not None:
+                os.fchdir(home)
+                os.close(home)
 
     def _fork(self, executable, argv, ends, options, environ):
+        """Start it by Popen; with a preexec_fn for a terminal alone, since that makes a job take 15% longer.
+
+        A signal to our group may reach the child, too.  Its handler then writes to our pipe of signals, but before
+        Popen returns, so Loop.catch_signals takes both for one.
+        """
         import fcntl
-        import resource
         import subprocess
         import termios
 
-        def prepare():                          # in the child
-            signal.set_wakeup_fd(-1)            # or a signal that it gets would be taken for ours
-            if self.nofile:
-                resource.setrlimit(resource.RLIMIT_NOFILE, self.nofile)
-            if options.tty:
-                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        # Every other descriptor is close-on-exec (PEP 446); see prepare_process for inherited ones.
+        def start():        # every other descriptor is close-on-exec (PEP 446); see prepare_process
+            child = subprocess.Popen(
+                argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2], cwd=options.cwd,
+                env=environ, close_fds=False, start_new_session=True,
+                preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if options.tty else None)
+            child.returncode = 0                # Runner waits for it, not Popen
+            return child.pid
+        pipe = os.pipe()                        # the numbers that Popen's own will have
+        for fd in pipe:
+            os.close(fd)
+        return self._with_limit(max(ends + pipe), start)
+
+    def _with_limit(self, highest, start):
+        """Return the pid that start() returns, which is called with the limit of jobs if it allows for `highest`."""
+        if not self.nofile:
+            return start()
+        import resource
+        if highest < self.nofile[0]:
+            resource.setrlimit(resource.RLIMIT_NOFILE, self.nofile)
+            try:
+                return start()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.nofile[1]))
+        pid = start()                           # it is lowered as soon as possible
         try:
-            child = subprocess.Popen(argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2],
-                                     cwd=options.cwd, env=environ, close_fds=False, start_new_session=True,
-                                     preexec_fn=prepare)
-        except subprocess.SubprocessError:      # prepare() failed, and Popen does not say why
-            raise os_error(errno.EPERM) from None
-        child.returncode = 0                    # Runner waits for it, not Popen
-        return child.pid
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, self.nofile)
+        except PermissionError:                 # it is another user's by now
+            pass
+        return pid
 
 
 class Runner:
     """Owns every process: nobody else spawns, signals or reaps.  `run` is the life of a job.
 
     `parallel` jobs run at a time, 0 is all; the others wait as `new`.  `on_complete` is called with each complete job,
-    `say` with a line for the log.
-
-    What ends jobs: kill, for a client, signals at once and tells it whom it may not signal; cancel, for DELETE and a
-    client that was attached, leaves that to a task; so does a timeout; stop ends all, and waits; kill_all leaves no
-    grace.  All but a job that is new come to end(), which signals and sees to it that SIGKILL follows.
+    `say` with a line for the log.  Whatever ends a job comes to end(), but cancel() for one that is new.
     """
 
     def __init__(self, loop, store, workspace, spawner, total, parallel, on_complete, say):
         self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
         self.total, self.parallel, self.on_complete, self.say = total, parallel, on_complete, say
-        self.sessions, self.capture = Sessions(loop), Capture(loop, store, total, self._has_exited)
+        self.sessions, self.capture = Sessions(loop), Capture(loop, store, total, self._on_silent)
         self._queue = collections.OrderedDict()     # the scripts of the jobs without a place, first come first served
         self._placed = set()                        # the jobs with a place
-        self._processes, self._by_pid = {}, {}      # by the id of the job; by pid
-        self._gone = Condition(loop)                # nothing is left of a process
-        self._look = None                           # the timer of the next look at all children
-        self._freed, self._trimming = 0, None       # bytes forgotten since malloc gave back; the timer of that
+        self._processes, self._silent = {}, set()   # by the id of the job; those whose output ended before them
+        self._gone, self._is_stopping = Condition(loop), False      # nothing is left of a process
+        self._look, self._freed = None, 0           # a timer; bytes forgotten since malloc gave back
         self._null = open_null()
 
     @property
@@ -1296,7 +1329,6 @@ class Runner:
         self._start_next()
 
     def _start_next(self):
-        """Start the jobs for which there is a place."""
         while self._queue and (not self.parallel or len(self._placed) < self.parallel):
             job, script = next(iter(self._queue.items()))
             self.loop.spawn(self.run(job, script))
@@ -1305,43 +1337,40 @@ class Runner:
 
     async def run(self, job, script):
         """A task: the life of a job that has a place, until nothing is left to signal."""
-        process = None
+        process, name = Process(job, self.loop), script
         try:
             if job.is_complete():               # canceled since it got its place
                 return
             try:
                 if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
                     script = self.workspace.write(job.script)
-                process = self._spawn(job, script)
+                name, argument = parse_shebang(job.script)
+                self._spawn(process, [name] + ([] if argument is None else [argument]) + [script, *job.options.args])
             except (OSError, ValueError, MemoryError, Error) as error:
-                self._not_started(job, script, error)
+                self._not_started(job, name, error)
                 return
             job.start(process.pid)
-            timer = job.options.timeout and self.loop.call_later(job.options.timeout, lambda: self._time_out(process))
-            await process.changed.wait_for(lambda: process.outcome)
-            if timer:
-                self.loop.cancel(timer)
+            await process.changed.wait_for(lambda: process.outcome, job.options.timeout)
+            if not self._has_exited(process):
+                job.timed_out = True
+                self.loop.spawn(self.end(process, signal.SIGTERM, GRACE))
+                await process.changed.wait_for(lambda: process.outcome)
             await self.capture.wait_for_end(process)
-            self._explain(job, process.outcome[1])
             self._complete(job, *process.outcome, held=bool(process.pipes))
             await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
-            self.workspace.remove(script)
-            script = None
-            if process.pipes:
-                await process.changed.wait_for(lambda: not process.pipes)
-                job.held = False
-            if process.signalers:
-                await process.changed.wait_for(lambda: not process.signalers)
+            await process.changed.wait_for(
+                lambda: not process.signalers and (self._is_stopping or not process.pipes))
         finally:
-            if process:
-                self._clean_up(process)
-            if script:
-                self.workspace.remove(script)
+            self._clean_up(process)
+            self.workspace.remove(script)
             if not job.is_complete():           # the server ends, or has a fault that the log tells
                 self._complete(job, "rtot gave it up", 126)
 
     def _complete(self, job, text, code, held=False):
         """Complete the job, let the next start, and release those that are not kept."""
+        hint = job.started and explain_failure(job.script, code)
+        if hint:
+            self.total.append(job.output, ERR, hint)
         job.complete(text, code, held)
         self._placed.discard(job)
         self._start_next()
@@ -1349,141 +1378,116 @@ class Runner:
         for each in self.store.retire(job):
             self._release(each)
 
-    def _not_started(self, job, script, error):
+    def _not_started(self, job, name, error):
         """Complete a job whose script could not be started, with what Go's os/exec would say."""
-        number = getattr(error, "errno", None) or (
-            errno.ENOMEM if isinstance(error, MemoryError) else
-            errno.ENOSPC if isinstance(error, Error) else errno.EINVAL)     # ValueError: what posix_spawn refuses
+        numbers, what = {MemoryError: errno.ENOMEM, Error: errno.ENOSPC}, "fork/exec"
+        number = numbers.get(type(error), getattr(error, "errno", errno.EINVAL))       # ValueError: of posix_spawn
         if job.options.cwd is not None and getattr(error, "filename", None) == job.options.cwd:
-            what = "chdir " + readable(job.options.cwd)
-        else:
-            try:
-                what = "fork/exec " + readable(parse_shebang(job.script)[0])
-            except OSError:
-                what = "fork/exec " + readable(script)
-        code = 127 if number == errno.ENOENT else 126
-        self._explain(job, code)
+            what, name = "chdir", job.options.cwd
         job.started = wall_ns()                 # when it was tried
-        self._complete(job, "%s: %s" % (what, os.strerror(number).lower()), code)
+        self._complete(job, "%s %s: %s" % (what, readable(name), os.strerror(number).lower()),
+                       127 if number == errno.ENOENT else 126)
 
-    def _explain(self, job, code):
-        hint = explain_failure(job.script, code)
-        if hint:
-            self.total.append(job.output, ERR, hint)
+    def _spawn(self, process, argv):
+        """Start [interpreter, argument, script, ...], not the script: its directory may be mounted noexec.
 
-    def _spawn(self, job, script):
-        """Start the job's script; return its Process.
-
-        What runs is [interpreter, argument, script, ...], not the script: so it works where the directory is mounted
-        noexec, and can't meet "text file busy", as 28 to 81 of 1600 did that were written beside forks.
+        And it might meet "text file busy", as 28 to 81 of 1600 did that were written beside forks.
         """
-        interpreter, argument = parse_shebang(job.script)
-        executable = interpreter if b"/" in interpreter else b"./" + interpreter    # no search of PATH
-        argv = [interpreter] + ([argument] if argument is not None else []) + [script] + list(job.options.args)
-        process, opened = Process(job, self.loop), []
+        executable = argv[0] if b"/" in argv[0] else b"./" + argv[0]        # no search of PATH
+        ends = []
         try:
-            ends = self._open_ends(process, job.options, opened)
-            for fd in process.pipes:
-                self.capture.watch(process, fd)
-            process.pid = self.spawner.start(executable, argv, ends, job.options)
-        except BaseException:                   # nothing stays of what does not run
-            for fd in process.pipes:
-                self.loop.unwatch(fd)
-            for fd in opened:
+            self._open_ends(process, ends)
+            process.pid = self.spawner.start(executable, argv, tuple(ends), process.job.options)
+        finally:
+            for fd in set(ends) - {self._null}:
                 os.close(fd)
-            raise
-        for fd in set(opened) - set(process.pipes) - {process.input}:
-            os.close(fd)
-        self._processes[job.id] = self._by_pid[process.pid] = process
-        return process
+        self._processes[process.job.id] = process
 
-    def _open_ends(self, process, options, opened):
-        """Open pipes or a terminal; return the child's descriptors 0 to 2.  All are added to `opened`."""
-        def pipe():
-            opened.extend(os.pipe())
-            return opened[-2:]
+    def _open_ends(self, process, ends):
+        """Open pipes or a terminal; add what the child gets as its descriptors 0 to 2 to `ends`."""
+        options = process.job.options
         if options.tty:
             process.terminal, slave = os.openpty()
-            opened.extend((process.terminal, slave))
-            opened.append(os.dup(process.terminal))
-            process.pipes[process.terminal], process.input = OUT, opened[-1]
+            process.pipes[process.terminal] = OUT
+            ends.extend((slave, slave, slave))
+            process.input = os.dup(process.terminal)
             set_size(slave, *options.tty)
-            ends = (slave, slave, slave)
         else:
-            (out, out_end), (err, err_end) = pipe(), pipe()
-            process.pipes.update({out: OUT, err: ERR})
-            stdin, process.input = pipe() if options.stdin else (self._null, None)
-            ends = (stdin, out_end, err_end)
-        for fd in list(process.pipes) + ([] if process.input is None else [process.input]):
+            stdin, process.input = os.pipe() if options.stdin else (self._null, None)
+            ends.append(stdin)
+            for stream in (OUT, ERR):
+                fd, end = os.pipe()
+                process.pipes[fd] = stream
+                ends.append(end)
+        if process.input is not None:
+            os.set_blocking(process.input, False)
+        for fd in process.pipes:
             os.set_blocking(fd, False)
-        if max(opened) >= self.spawner.descriptors - min(RESERVED, self.spawner.descriptors // 4):
+            self.capture.watch(process, fd)
+        if max(ends) >= self.spawner.descriptors - min(RESERVED, self.spawner.descriptors // 4):
             raise os_error(errno.EMFILE)        # or nobody could come in to delete a job
-        return ends
 
     def _clean_up(self, process):
-        """Have done with a process: nobody signals it any more."""
-        self.capture.close(process)
-        close_input(self.loop, process)
-        if not process.outcome:                 # the server ends without waiting any longer
-            signal_group(process.pid, signal.SIGKILL)
-        if not process.reaped:
+        """Keep nothing of a process, which may never have started: nobody signals it any more."""
+        self.capture.drain(process)
+        for fd in list(process.pipes):
+            self.capture.close_pipe(process, fd)
+        process.close_input()
+        if process.pid is not None:
+            if not process.outcome:             # the server ends without waiting any longer
+                send(os.killpg, process.pid, signal.SIGKILL)
             os.waitpid(process.pid, 0 if process.outcome else os.WNOHANG)
-        process.reaped = True
-        del self._processes[process.job.id], self._by_pid[process.pid]
-        self.capture.silent.discard(process)
+        process.pid = None
+        self._silent.discard(process)
+        self._processes.pop(process.job.id, None)
         self._gone.notify_all()
 
     def _release(self, job):
         """Keep nothing of a job that was forgotten, and let malloc give that back in a moment."""
         self._freed += len(job.script) + self.total.forget(job.output)
-        if self._freed >= TRIM_SIZE and not self._trimming:
-            self._trimming = self.loop.call_later(TRIM_AFTER, self._trim)
-
-    def _trim(self):
-        self._freed, self._trimming = 0, None
-        give_memory_back()
+        if self._freed >= TRIM_SIZE:
+            self._freed = 0
+            self.loop.call_later(TRIM_AFTER, give_memory_back)
 
     def process(self, job):
-        """Return the job's Process, or None before it starts, and when nothing is left of it."""
+        """Return the job's Process, or None before it starts, and after it was reaped."""
         return self._processes.get(job.id)
 
     # Exits.
 
     def child_exited(self):
-        """SIGCHLD has come: find out who has exited, when this turn of the loop has read what they have printed.
+        """SIGCHLD has come: ask those whose output has ended, which are nearly all who exit, then all.
 
-        At once those are asked whose output has ended: nearly all who exit.  Signals that come together are one, and
-        the output of some is held by others, so a moment later all are asked: 1 ms with 1,000 of them.
+        To ask 1,000 takes 1 ms, but others may hold the output, and signals that come together are one.
         """
+        self.loop.call_later(0, self._ask_silent)       # when this turn has read what they have printed
         self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
-        self.loop.call_later(0, self._ask_silent)
+
+    def _on_silent(self, process):
+        if not self._has_exited(process):
+            self._silent.add(process)
 
     def _ask_silent(self):
-        for process in list(self.capture.silent)[:MANY_SILENT]:
+        for process in list(self._silent)[:MANY_SILENT]:
             self._has_exited(process)
 
     def _ask_all(self):
-        self._look = self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)     # again, if something fails here
-        for process in list(self._by_pid.values()):
-            self._has_exited(process)
-        self._reap_orphans()
-        self.loop.cancel(self._look)
+        """Ask all, and reap what came to us as PID 1, or as a subreaper."""
         self._look = None
-
-    def _reap_orphans(self):
-        """Reap the children of others that came to us as PID 1, or as a subreaper: they are no zombies for long."""
+        for process in list(self._processes.values()):
+            self._has_exited(process)
         try:
             with open("/proc/self/task/%d/children" % os.getpid()) as file:     # proc_pid_task(5)
                 children = set(map(int, file.read().split()))
         except OSError:         # a kernel without it; then a zombie that is kept hides those behind it
-            info = HAS_WAITID and self._by_pid and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            info = HAS_WAITID and self._processes and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             children = {info.si_pid} if info else set()
-        for pid in children - set(self._by_pid):
+        for pid in children - {process.pid for process in self._processes.values()}:
             os.waitpid(pid, os.WNOHANG)
 
     def _has_exited(self, process):
-        """Has its leader exited?  Note how.  Its zombie stays, if the system allows for that."""
-        if process.outcome:
+        """Has its leader exited?  Note how; its zombie stays, where there is a waitid."""
+        if process.outcome or process.pid is None:
             return True
         if HAS_WAITID:
             info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -1494,107 +1498,92 @@ class Runner:
             pid, status = os.waitpid(process.pid, os.WNOHANG)
             if not pid:
                 return False
-            process.reaped, killed = True, os.WIFSIGNALED(status)
-            number, dumped = (os.WTERMSIG(status), os.WCOREDUMP(status)) if killed else (os.WEXITSTATUS(status), False)
+            process.pid, killed, dumped = None, os.WIFSIGNALED(status), os.WCOREDUMP(status)
+            number = os.WTERMSIG(status) if killed else os.WEXITSTATUS(status)
         if killed:
             process.outcome = "signal: " + signal_words(number) + (" (core dumped)" if dumped else ""), 128 + number
         else:
             number &= 255       # BSD gives more bits
             process.outcome = "exit status %d" % number if number else "", number
-        self.capture.silent.discard(process)
+        self._silent.discard(process)
         process.changed.notify_all()
         return True
 
     # Signals.
 
     async def kill(self, job, number, grace):
-        """Signal all processes of the job, as end() does; an Error if none is left, or some may not be signalled."""
+        """Do as end() does; an Error if nothing is left, or some may not be signalled."""
         process = self.process(job)
-        if process is None or process.reaped or process.outcome and not process.pipes:
-            raise Error("conflict", "job %d %s" % (
-                job.id, "is complete: there is nothing to signal" if job.state != "new" else
-                "has not started: there is nothing to signal, but DELETE cancels it"))
+        if process is None or process.pid is None or process.outcome and not process.pipes:
+            raise Error("conflict", ("job %d has not started: DELETE cancels it" if job.state == "new" else
+                                     "job %d is complete: there is nothing to signal") % job.id)
         foreign = await self.end(process, number, grace)
         if foreign:
-            raise Error("conflict", "process %s of job %d runs as another user, and rtot may not signal it"
-                        % (" ".join(map(str, foreign)), job.id))
+            raise Error("conflict", "process %s of job %d runs as another user: rtot may not signal it" % (
+                " ".join(map(str, foreign)), job.id))
 
     async def end(self, process, number, grace):
-        """Signal the whole session; `grace` seconds later SIGKILL what is left of it, None is never.
+        """Signal the whole session, and after `grace` seconds (None is never) SIGKILL what is left of it.
 
         Return the pids of those that may not be signalled.  That SIGKILL has a task of its own, so a later call does
-        not put it off; before it, SIGCONT lets those go on that are stopped.
+        not put it off.  SIGCONT lets those go on that are stopped.
         """
         until = time.monotonic() + (grace or 0)
-        process.signalers += 1          # so that the leader pins the number of the session
-        try:
-            foreign = await self._signal(process, number, *(() if grace is None else (signal.SIGCONT,)))
+        with process:
+            _, foreign = await self._signal(process, number, *(() if grace is None else (signal.SIGCONT,)))
             if grace is not None:
                 self.loop.spawn(self._kill_rest(process, until))
-                process.signalers += 1
-            return foreign
-        finally:
-            process.signalers -= 1
-            process.changed.notify_all()
+                await self.loop.turn()          # it has begun, so run() waits for it
+        return foreign
 
     async def _kill_rest(self, process, until):
-        try:
+        with process:
             await process.changed.wait_for(lambda: process.outcome, until - time.monotonic())
-            while time.monotonic() < until and not process.reaped and await self.sessions.members(process.pid) != {}:
-                await self.loop.sleep(min(LOOK_AFTER, until - time.monotonic()))
-            for _ in range(KILL_ROUNDS):        # who forks without a pause is not caught by one
-                foreign = await self._signal(process, signal.SIGKILL)
-                if process.reaped or set(await self.sessions.members(process.pid) or ()) <= set(foreign):
-                    return
-                await self.loop.sleep(LOOK_AFTER)
-            self.say("job %d can't be ended: some of its processes have survived SIGKILL" % process.job.id)
-        finally:
-            process.signalers -= 1
-            process.changed.notify_all()
+            while True:
+                late = time.monotonic() - until
+                living, foreign = await self._signal(process, signal.SIGKILL if late >= 0 else 0)       # 0 is none
+                if late >= 0 and living in (None, foreign) or late > KILL_FOR:
+                    break
+                if living == []:        # or it forks without a pause, so that no list shows it: one SIGKILL is due
+                    until = time.monotonic()
+                else:
+                    await self.loop.sleep(LOOK_AFTER)
+            if living:
+                self.say("job %d can't be ended: process %s runs as another user, or has survived SIGKILL"
+                         % (process.job.id, " ".join(map(str, living))))
 
     async def _signal(self, process, *numbers):
-        """Signal all groups of the session; return the pids of those that may not be signalled.
+        """Signal all groups of the session; return the pids of those that live, and of those that it may not signal.
 
-        timeout(1), and a shell under set -m, put what they start into groups of their own.  The number of the leader's
-        can't be a stranger's: it lives, or is a zombie that is not reaped.  Those of others are looked up again just
-        before, since numbers come again.  Without /proc, only the leader's group is signalled.
+        timeout(1), and a shell under set -m, make further groups; their numbers may be a stranger's by now, that of the
+        leader is pinned.  Without /proc, its group alone is signalled, and the first is None.
         """
-        if process.reaped:
-            return []
-        signal_group(process.pid, *numbers)
-        members, groups = await self.sessions.members(process.pid) or {}, {}
-        for pid, group in members.items():
-            groups.setdefault(group, []).append(pid)
-        groups.pop(process.pid, None)
+        session = process.pid
+        if session is None:
+            return [], []
+        send(os.killpg, session, *numbers)
+        groups = await self.sessions.members(session)
+        if groups is None:
+            return None, []
         for group, pids in groups.items():
-            if any(read_stat(pid) == (process.pid, group) for pid in pids):
-                signal_group(group, *numbers)
+            if group != session and any(read_stat(pid) == (session, group) for pid in pids):
+                send(os.killpg, group, *numbers)
             await self.loop.breathe()
-        return [pid for pid in members if not may_signal(pid)]
-
-    def _time_out(self, process):
-        if not self._has_exited(process):       # else it was in time
-            process.job.timed_out = True
-            self.loop.spawn(self._end_and_report(process))
-
-    async def _end_and_report(self, process):
-        foreign = await self.end(process, signal.SIGTERM, GRACE)
-        if foreign:
-            self.say("job %d can't be ended: process %s runs as another user" % (
-                process.job.id, " ".join(map(str, foreign))))
+        living = [pid for pids in groups.values() for pid in pids]
+        return living, [pid for pid in living if not send(os.kill, pid, 0)]
 
     def cancel(self, job):
-        """End a job that is not complete, as by kill, in a task of its own; one that is new is complete at once."""
+        """End a job that is not complete; one that is new is complete at once."""
         if job.state == "new":
             script = self._queue.pop(job, None)
             if script:                          # else it has a place, and run() removes it
                 self.workspace.remove(script)
             self._complete(job, CANCELED, 126)
         elif not job.is_complete():
-            self.loop.spawn(self._end_and_report(self.process(job)))
+            self.loop.spawn(self.end(self.process(job), signal.SIGTERM, GRACE))
 
     async def end_or_release(self, jobs):
-        """End those of the jobs that are not complete, and keep the output of none."""
+        """End the jobs that are not complete, and keep the output of none."""
         for job in jobs:
             if job.is_complete():
                 self._release(job)
@@ -1602,35 +1591,27 @@ class Runner:
                 self.cancel(job)                # it is released when it is complete
             await self.loop.breathe()
 
-    def kill_all(self):
-        """Leave nobody any grace."""
+    def end_all(self, number, grace):
+        """End all processes, those in the background too."""
         for process in self._processes.values():
-            self.loop.spawn(self.end(process, signal.SIGKILL, 0))
+            self.loop.spawn(self.end(process, number, grace))
 
     async def stop(self):
         """End all jobs; return when nothing is left of them, or twice the grace has passed."""
         for job in list(self._queue) + [job for job in self._placed if job.state == "new"]:
             self.cancel(job)
-        for process in self._processes.values():
-            self.loop.spawn(self._stop(process))
+        self.end_all(signal.SIGTERM, GRACE)
+        await self.loop.turn()                  # then `signalers` counts these
+        self._is_stopping = True                # what has left its session, by setsid(2), may still hold some output
         await self._gone.wait_for(lambda: not self._processes and not self.is_busy, 2 * GRACE)
-
-    async def _stop(self, process):
-        await self._end_and_report(process)
-        await process.changed.wait_for(lambda: process.outcome and not process.signalers)
-        self.capture.drain(process)
-        self.capture.close(process)             # what is held by those who have left the session, by setsid(2)
 
 
 class Capture:
-    """Reads what processes print into the outputs of their jobs.
-
-    `on_silent` is called with each process whose output has ended; those that have not exited yet are `silent`.
-    """
+    """Reads what processes print into the outputs of their jobs; calls on_silent(process) when that has ended."""
 
     def __init__(self, loop, store, total, on_silent):
         self.loop, self.store, self.total, self.on_silent = loop, store, total, on_silent
-        self.silent, self._wide = set(), set()      # processes; descriptors that hold more
+        self._wide = set()                      # descriptors that hold more
 
     def watch(self, process, fd):
         self.loop.watch(fd, READ, lambda events: self.read(process, fd))
@@ -1641,23 +1622,24 @@ class Capture:
         size = WIDE_READ_SIZE if fd in self._wide else READ_SIZE
         if output.readers:      # of what is read at once, they can get no more than is kept
             size = min(size, output.limit)
-            if process.paused or self._pause(process, size):
+            if not output.consumed and self.total.delay(output, size):
+                output.consumed = Condition(self.loop)
+                self.loop.spawn(self._wait_for_readers(process, size))
+            if output.consumed:
                 return 0
         try:
             data = os.read(fd, size)
         except BlockingIOError:
             return 0
-        except OSError as error:
-            if error.errno == errno.EIO and not process.outcome:        # nobody has the terminal open now
+        except OSError:         # EIO: nobody has the terminal open, now or any more
+            if not process.outcome:
                 self.loop.unwatch(fd)
                 self.loop.call_later(LOOK_AFTER, lambda: process.terminal == fd and self.watch(process, fd))
-                self._add_silent(process)
+                self.on_silent(process)
                 return 0
-            if error.errno != errno.EIO:
-                self.loop.report(*sys.exc_info())
             data = b""
         if not data:
-            self._close_pipe(process, fd)
+            self.close_pipe(process, fd)
         elif job in self.store or not job.is_complete():        # else nobody can ask for it any more
             self.total.append(output, process.pipes[fd], data)
             job.changed.notify_all()
@@ -1666,7 +1648,7 @@ class Capture:
         return len(data)
 
     def _widen(self, fd):
-        """Let the pipe of one that prints a lot hold more, so that it waits less for us."""
+        """Let a pipe that was found full hold more."""
         import fcntl
         self._wide.add(fd)
         try:
@@ -1674,139 +1656,51 @@ class Capture:
         except OSError:         # a terminal, another system, more than its user may have
             pass
 
-    def _close_pipe(self, process, fd):
+    def close_pipe(self, process, fd):
         del process.pipes[fd]
         self.loop.unwatch(fd)
         self._wide.discard(fd)
         os.close(fd)
         if process.terminal == fd:
             process.terminal = None
-            close_input(self.loop, process)
-        if process.outcome:
+            process.close_input()
+        if not process.pipes:
+            process.job.held = False
             process.changed.notify_all()
-        elif not process.pipes:
-            self._add_silent(process)
-
-    def _add_silent(self, process):
-        self.silent.add(process)
-        self.on_silent(process)
-
-    def close(self, process):
-        for fd in list(process.pipes):
-            self._close_pipe(process, fd)
+            self.on_silent(process)
 
     def drain(self, process):
         """Read what its pipes hold, and not much of what comes meanwhile."""
         for fd in list(process.pipes):
-            count, most = 1, WIDE_PIPE
-            while count and most > 0 and fd in process.pipes:
-                count = self.read(process, fd)
-                most -= count
+            for _ in range(WIDE_PIPE // READ_SIZE):
+                if not self.read(process, fd):
+                    break
 
     async def wait_for_end(self, process):
-        """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it.
-
-        That time does not count while a follower holds back what the script itself has left in its pipes.
-        """
+        """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it."""
         output = process.job.output
-        printed = output.end[LOG] + WIDE_PIPE * len(process.pipes)
+        printed = output.end[LOG] + WIDE_PIPE * len(process.pipes)      # by the script itself; followers may hold it up
         self.drain(process)
-        while process.pipes and not await process.changed.wait_for(lambda: not process.pipes, HELD_AFTER):
+        while not await process.changed.wait_for(lambda: not process.pipes, HELD_AFTER):
             self.drain(process)
-            if not process.paused or output.end[LOG] >= printed:
+            if not output.consumed or output.end[LOG] >= printed:
                 return
 
-    def _pause(self, process, size):
-        """Read no more for a moment, if a follower would lose what it has not read; return whether it is so."""
-        output = process.job.output
-        if self.total.delay(output, size):
-            process.paused = True
-            for fd in process.pipes:
-                self.loop.unwatch(fd)
-            self.loop.spawn(self._wait_for_readers(process, size))
-        return process.paused
-
     async def _wait_for_readers(self, process, size):
+        """Read no more, until no follower that is waited for would lose anything."""
         output = process.job.output
-        output.consumed = Condition(self.loop)
 
         def delay():
             return process.pipes and self.total.delay(output, size)
+        for fd in process.pipes:
+            self.loop.unwatch(fd)
         try:
             while delay():
                 await output.consumed.wait_for(lambda: not delay(), delay())
         finally:
-            output.consumed, process.paused = None, False
+            output.consumed = None
             for fd in process.pipes:
                 self.watch(process, fd)
-
-
-async def feed(loop, process, data, eof):
-    """Write all of `data` to the standard input of a process, then close it if `eof`.
-
-    Error "conflict" if it is closed, or is closed before all is written.
-    """
-    await process.changed.wait_for(lambda: not process.feeding)
-    if process.input is None:
-        raise Error("conflict", "standard input of job %d is closed" % process.job.id)
-    process.feeding = True
-    try:
-        rest = memoryview(data if process.terminal is None else for_terminal(process, data, eof))
-        while rest:
-            if process.input is None:
-                raise Error("conflict", "job %d closed its standard input before all was written" % process.job.id)
-            try:
-                rest = rest[os.write(process.input, rest):]
-            except BlockingIOError:
-                await until_writable(loop, process)
-            except OSError:             # EPIPE: nobody reads it any more
-                close_input(loop, process)
-        if eof and process.terminal is None:        # a terminal stays open
-            close_input(loop, process)
-    finally:
-        process.feeding = False
-        process.changed.notify_all()
-
-
-def for_terminal(process, data, eof):
-    """Return what is to be written to a terminal.  It would drop what is too long for a line, so that is refused."""
-    import termios
-    lines = re.split(b"[\r\n\3\4]", process.line + data)
-    if termios.tcgetattr(process.terminal)[3] & termios.ICANON and max(map(len, lines)) > TERMINAL_LINE:
-        raise Error("conflict", "a terminal takes %d bytes a line, and the rest would be lost: use stty -icanon in the "
-                    "script, or POST /jobs?stdin without tty" % TERMINAL_LINE)
-    process.line = lines[-1]
-    if eof:     # VEOF (termios(3)) ends a line without a newline first, and only an empty one is the end
-        data, process.line = bytes(data) + (b"\4\4" if process.line else b"\4"), b""
-    return data
-
-
-async def until_writable(loop, process):
-    """Wait until its input takes more, or is closed."""
-    fd, ready = process.input, []
-    poll = select.poll()
-    poll.register(fd, 0)                # POLLHUP comes unasked: poll(2)
-    if process.terminal is not None and poll.poll(0):
-        raise Error("conflict", "nobody has the terminal of job %d open: not all was written" % process.job.id)
-
-    def on_event(events):
-        ready.append(events)
-        loop.unwatch(fd)
-        process.changed.notify_all()
-    loop.watch(fd, WRITE, on_event)
-    try:
-        await process.changed.wait_for(lambda: ready or process.input is None)
-    finally:
-        if process.input is not None:
-            loop.unwatch(fd)
-
-
-def close_input(loop, process):
-    if process.input is not None:
-        loop.unwatch(process.input)
-        os.close(process.input)
-        process.input = None
-        process.changed.notify_all()
 
 
 # ------------------------------------------------------------------------------------------------ HTTP
@@ -3252,7 +3146,7 @@ class App:
                 process = self.runner.process(job)
                 if process is None:
                     raise Error("conflict", "standard input of job %d is closed" % job.id)
-                await request.client.attend(feed(self.loop, process, data, eof))
+                await request.client.attend(process.feed(data, eof))
             if request.ended:
                 return Response(204)
 
@@ -3871,7 +3765,7 @@ class Service:
     def _end(self):
         """End; a second time, without any grace for the jobs."""
         if self.app.is_stopping:
-            self.runner.kill_all()
+            self.runner.end_all(signal.SIGKILL, 0)
         self.app.stop()
 
     def _hang_up(self):
