@@ -3747,7 +3747,7 @@ class Log:
                 self._may_block = True
 
     def event(self, text):
-        self._write(text, event=text)
+        self._write(text, {"event": text})
 
     def fault(self, kind, error, trace):
         """Tell of an exception that nobody foresaw."""
@@ -3758,33 +3758,39 @@ class Log:
         """Note a request, None for what was none; `response` and `size` (of its body) are None if the client left."""
         method, path = (request.method, request.path) if request else ("-", "-")
         status, job = (response.status, response.job) if response else (None, None)
-        made = {} if job is None else {"job": job}
-        self._write("%s %s %s %s %s %s%s" % (
+        pairs = {"client": address, "method": method, "path": path, "status": status, "bytes": size, "seconds": seconds}
+        text = "%s %s %s %s %s %s" % (
             address, method, escape(path).replace(" ", "\\x20"), "-" if status is None else status,
-            "-" if size is None else size, span(seconds), " job %d" % job if made else ""),
-            client=address, method=method, path=path, status=status, bytes=size, seconds=round(seconds, 6), **made)
+            "-" if size is None else size, span(seconds))
+        if job is not None:
+            pairs["job"] = job
+            text += " job %d" % job
+        self._write(text, pairs)
 
     def job_ended(self, job):
         label = job.options.label
-        self._write("job %d complete: %s%s after %s%s" % (
-            job.id, "timed out, " if job.timed_out else "", escape(job.exit or "ok"), span(job.duration),
-            ", label " + escape(label).replace(" ", "\\x20") if label else ""),
-            job=job.id, exit=job.exit, exit_code=job.exit_code, timed_out=job.timed_out,
-            seconds=round(job.duration, 6), label=label)
+        text = "job %d complete: %s%s after %s" % (
+            job.id, "timed out, " if job.timed_out else "", escape(job.exit or "ok"), span(job.duration))
+        if label:
+            text += ", label " + escape(label).replace(" ", "\\x20")
+        self._write(text, {"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
+                           "seconds": job.duration, "label": label})
 
-    def _write(self, text, **pairs):
+    def _write(self, text, pairs):
         """Write a line: the text, or the pairs as JSON."""
         now = utc("%Y-%m-%dT%H:%M:%SZ", int(time.time()))
         if self.form == "json":
             import json
             pairs = {"time": now, **pairs}
+            if "seconds" in pairs:
+                pairs["seconds"] = round(pairs["seconds"], 6)
             line = json.dumps(pairs)
             while len(line) > LOG_LINE:     # rather a part of a path or an event than of a line, which is no JSON
                 longest = max(pairs, key=lambda name: len(str(pairs[name])))
                 pairs[longest] = pairs[longest][:len(pairs[longest]) // 2]
                 line = json.dumps(dict(pairs, cut=True))
         else:
-            line = "%s %s" % ("rtot:" if "event" in pairs else now, text)
+            line = ("rtot: " if "event" in pairs else now + " ") + text
             if len(line) > LOG_LINE:
                 line = line[:LOG_LINE // 2 - 3] + "..." + line[-LOG_LINE // 2:]
         try:
@@ -3801,7 +3807,7 @@ def span(seconds):
 
 def escape(text):
     """Return text for a line of the log: without control characters, or what is not ASCII."""
-    return text if re.fullmatch("[ -[\\]-~]*", text) else text.encode("unicode_escape").decode("ascii")
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def option(right, convert):
@@ -3938,19 +3944,16 @@ def prepare_process(daemon):
         os.dup2(fd, 0)
         os.dup2(fd, 1)
     try:
-        numbers = list(map(int, os.listdir("/dev/fd")))
+        numbers = [number for number in map(int, os.listdir("/dev/fd")) if number > 2]
     except (OSError, ValueError):
         numbers = ()
     if fd not in numbers:                           # it is missing, or a plain directory, in a chroot
-        numbers = range(min(os.sysconf("SC_OPEN_MAX"), 65536))
+        numbers = range(3, min(os.sysconf("SC_OPEN_MAX"), 65536))
     os.close(fd)
-    kept = 3 if os.environ.get("LISTEN_PID") == str(os.getpid()) else 2         # see handed_socket
+    first = 4 if os.environ.get("LISTEN_PID") == str(os.getpid()) else 3        # see handed_socket
     for number in numbers:
         try:
-            if daemon and number > kept:
-                os.close(number)
-            elif number > 2:
-                os.set_inheritable(number, False)
+            os.close(number) if daemon and number >= first else os.set_inheritable(number, False)
         except OSError:                             # there is none
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -4025,8 +4028,8 @@ def quarter_of_memory():
 def raise_nofile():
     """Allow ourselves more descriptors; return (how many we may have, the limits that jobs get, or None for ours)."""
     import resource
-    soft, hard = (65536 if limit == resource.RLIM_INFINITY else limit
-                  for limit in resource.getrlimit(resource.RLIMIT_NOFILE))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (65536 if limit == resource.RLIM_INFINITY else limit for limit in limits)
     wanted = min(hard, 65536)
     if soft >= wanted or not hasattr(resource, "prlimit"):
         return soft, None
@@ -4047,7 +4050,6 @@ def tls_context(args):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
     else:
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-
     for path in filter(None, (cert, key, authority)):
         with Attempt("read " + path):       # ssl's errors do not name it
             open(path, "rb").close()
