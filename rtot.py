@@ -4187,8 +4187,9 @@ class Service:
 
 def run(args, ends_us, log):
     """Serve as the options say; CannotStart if that can't be."""
-    handed, program = handed_socket(), sys.argv[0]
-    files = [(path, identity(path)) for path in (program, os.path.realpath(program)) if args.self_destruct]
+    handed = handed_socket()
+    paths = (sys.argv[0], os.path.realpath(sys.argv[0])) if args.self_destruct else ()      # of a link, and its file
+    files = [(path, identity(path)) for path in paths]
     foreground = daemonize() if args.daemon else None
     pid_file = write_pid_file(args.pid_file) if args.pid_file else None
     try:
@@ -4206,7 +4207,7 @@ def run(args, ends_us, log):
             service.serve()
         for number in ends_us:          # a second one would end the end of the interpreter
             signal.signal(number, signal.SIG_IGN)
-        for path, ours in files:        # a link to it, and what it links to
+        for path, ours in files:
             remove_ours(path, ours, log)
     finally:
         if pid_file:
