@@ -18,7 +18,7 @@ Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
 - a parameter: a line in PARAMETERS, and its name in ROUTES; if it is an option of a job, also in Options and PLAIN;
 - a field of a job: a line in VIEW, and a slot of Job if it is stored;
-- a limit: an option in add_limits, which Service hands to whom it concerns;
+- a limit: a line in OPTIONS, which Service hands to whom it concerns;
 - a way to end a job: Runner.cancel for a job that is not complete, Runner.end for the processes of one that runs.
 """
 import sys
@@ -31,6 +31,7 @@ import gc
 if __name__ == "__main__":
     gc.disable()                # until it serves: the start makes no garbage, and looking for it takes 1.2 of 26 ms
 
+import argparse
 import array
 import bisect
 import codecs
@@ -91,9 +92,6 @@ ACCEPTS, TLS_ACCEPTS = 64, 4    # connections in a turn of the loop; a TLS hands
 MAX_LINE = 32768        # bytes of a request line, or of all headers; RFC 9112, 3 asks for 8000 at least
 MAX_HEADERS = 100
 MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted: its end is noticed
-HEAD_TIMEOUT = 10       # s for a whole head
-BODY_TIMEOUT = 30       # s without a byte of a body
-IDLE_TIMEOUT = 75       # s between two requests of a connection
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
 DRAIN = 1.0             # s for the last answers, when all jobs have ended
@@ -2714,7 +2712,6 @@ def checked(pattern, right, convert=int):
     def parse(text):
         value = convert(text) if re.fullmatch(pattern, text, re.ASCII) else None
         if value is None:
-            import argparse
             raise argparse.ArgumentTypeError("%r is no %s" % (text, right))
         return value
     return parse
@@ -2768,7 +2765,6 @@ def parse_parameters(query, known):
 
     It is the same dict for the same query, so nobody may change it.
     """
-    import argparse
     values = {}
     for pair in filter(None, query.replace(b"+", b" ").split(b"&")):       # parse_qsl splits at ";" too, before 3.6.14
         name, _, value = pair.partition(b"=")
@@ -3249,6 +3245,24 @@ environment: RTOT_ADDR, RTOT_SECRET and RTOT_LOG_FORMAT stand for -a, -s and -f.
 Sizes take K, M or G. Stop rtot by ^C, SIGTERM, or DELETE http://127.0.0.1:8457/"""
 
 
+class CannotStart(argparse.ArgumentTypeError):
+    """Why there is no server, in a line; argparse makes a usage error of it."""
+
+
+class Attempt:
+    """`with Attempt("write FILE"):` makes a CannotStart of an OSError: "cannot write FILE", and why."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, error, trace):
+        if isinstance(error, (OSError, UnicodeError)):      # the latter from a host's name
+            raise CannotStart("cannot %s: %s" % (self.what, getattr(error, "strerror", None) or error)) from None
+
+
 class Log:
     """Lines on standard error, or in a file: events, requests, and the ends of jobs; as text or as JSON.
 
@@ -3258,42 +3272,28 @@ class Log:
 
     def __init__(self, form, path=None):
         self.form, self.path, self._fd = form, path, 2
-        self.look_at_stderr()
-
-    def look_at_stderr(self):
-        """See what standard error is now, and open it again so that writing to it never waits."""
-        if self._fd != 2:
-            os.close(self._fd)
-        self._fd, self._may_block = 2, os.isatty(2)     # a terminal may say that it takes more, and then wait
-        if stat.S_ISREG(os.fstat(2).st_mode):
-            return
-        try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
-            self._fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
-        except OSError:     # a socket, or no /proc
-            self._may_block = True
+        self.go_to(os.dup(2))
 
     def open(self):
-        """Return a descriptor of the file; OSError if it can't be written."""
-        return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        """Return a descriptor of the file; CannotStart if it can't be written."""
+        with Attempt("write " + self.path):
+            return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
 
     def go_to(self, fd):
-        """Let standard error go to the file, from here on."""
+        """Make `fd` standard error, and open that again so that writing to it never waits."""
         os.dup2(fd, 2)
         os.close(fd)
-        self.look_at_stderr()
-
-    def reopen(self):
-        """Open the file again, which may have been renamed."""
-        try:
-            self.go_to(self.open())
-        except OSError as error:        # the old one goes on
-            self.event("cannot write %s: %s" % (self.path, error.strerror))
+        if self._fd != 2:
+            os.close(self._fd)
+        self._fd, self._may_block = 2, False
+        if not stat.S_ISREG(os.fstat(2).st_mode):
+            try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
+                self._fd = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+            except OSError:     # a socket, or no /proc
+                self._may_block = True
 
     def event(self, text):
-        if self.form == "json":
-            self._write_json({"event": text})
-        else:
-            self._write("rtot: " + text)
+        self._write(text, {"event": text})
 
     def fault(self, kind, error, trace):
         """Tell of an exception that nobody foresaw."""
@@ -3301,51 +3301,44 @@ class Log:
         self.event("error: " + "".join(traceback.format_exception(kind, error, trace)))
 
     def access(self, address, request, response, size, seconds):
-        """Note a request; `size` is the bytes of body sent, None if the client was gone before the end.
-
-        `request` is None for what was none, `response` if the client was gone before there was one.
-        """
+        """Note a request, None for what was none; `response` and `size` (of its body) are None if the client left."""
         method, path = (request.method, request.path) if request else ("-", "-")
         status, job = (response.status, response.job) if response else (None, None)
-        if self.form == "json":
-            self._write_json(dict({"client": address, "method": method, "path": path, "status": status, "bytes": size,
-                                   "seconds": round(seconds, 6)}, **({} if job is None else {"job": job})))
-            return
-        status, size = ("-" if value is None else value for value in (status, size))
-        path = escape(path)
-        if len(path) > LOG_LINE // 2:
-            path = path[:LOG_LINE // 2] + "..."
-        self._write("%s %s %s %s %s %s %s%s" % (self._now(), address, method, path, status, size, span(seconds),
-                                                "" if job is None else " job %d" % job))
+        pairs = {"client": address, "method": method, "path": path, "status": status, "bytes": size, "seconds": seconds}
+        text = "%s %s %s %s %s %s" % (
+            address, method, escape(path).replace(" ", "\\x20"), "-" if status is None else status,
+            "-" if size is None else size, span(seconds))
+        if job is not None:
+            pairs["job"] = job
+            text += " job %d" % job
+        self._write(text, pairs)
 
     def job_ended(self, job):
-        """Note how a job ended."""
-        outcome = ("timed out, " if job.timed_out else "") + " ".join(map(escape, (job.exit or "ok").split(" ")))
+        label = job.options.label
+        text = "job %d complete: %s%s after %s" % (
+            job.id, "timed out, " if job.timed_out else "", escape(job.exit or "ok"), span(job.duration))
+        if label:
+            text += ", label " + escape(label).replace(" ", "\\x20")
+        self._write(text, {"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
+                           "seconds": job.duration, "label": label})
+
+    def _write(self, text, pairs):
+        """Write a line: the text, or the pairs as JSON."""
+        now = utc("%Y-%m-%dT%H:%M:%SZ", int(time.time()))
         if self.form == "json":
-            self._write_json({"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
-                              "seconds": round(job.duration, 6), "label": job.options.label})
+            import json
+            pairs = {"time": now, **pairs}
+            if "seconds" in pairs:
+                pairs["seconds"] = round(pairs["seconds"], 6)
+            line = json.dumps(pairs)
+            while len(line) > LOG_LINE:     # rather a part of a path or an event than of a line, which is no JSON
+                longest = max(pairs, key=lambda name: len(str(pairs[name])))
+                pairs[longest] = pairs[longest][:len(pairs[longest]) // 2]
+                line = json.dumps(dict(pairs, cut=True))
         else:
-            self._write("%s job %d complete: %s after %s%s" % (
-                self._now(), job.id, outcome, span(job.duration),
-                ", label " + escape(job.options.label) if job.options.label else ""))
-
-    @staticmethod
-    def _now():
-        return utc("%Y-%m-%dT%H:%M:%SZ", int(time.time()))
-
-    def _write_json(self, pairs):
-        import json
-        value = dict({"time": self._now()}, **pairs)
-        line = json.dumps(value)
-        while len(line) > LOG_LINE:         # rather a part of a path or an event than of a line, which is no JSON
-            longest = max(value, key=lambda name: len(str(value[name])))
-            value[longest] = value[longest][:len(value[longest]) // 2]
-            line = json.dumps(dict(value, cut=True))
-        self._write(line)
-
-    def _write(self, line):
-        if len(line) > LOG_LINE:
-            line = line[:LOG_LINE - 3] + "..."
+            line = ("rtot: " if "event" in pairs else now + " ") + text
+            if len(line) > LOG_LINE:
+                line = line[:LOG_LINE // 2 - 3] + "..." + line[-LOG_LINE // 2:]
         try:
             if not self._may_block or select.select((), (self._fd,), (), 0)[1]:
                 os.write(self._fd, (line + "\n").encode("utf-8", "replace"))
@@ -3359,251 +3352,136 @@ def span(seconds):
 
 
 def escape(text):
-    """Return text for a line of the log: without control characters, blanks, or what is not ASCII."""
-    if re.fullmatch("[!-[\\]-~]*", text):
-        return text
-    return text.encode("unicode_escape").decode("ascii").replace(" ", "\\x20")
-
-
-class CannotStart(Exception):
-    """Why there is no server, in a line."""
-
-
-class PidFile:
-    """A file with our number in it, locked by flock(2) while we live; so a stale one is just written over."""
-
-    def __init__(self, path):
-        import fcntl
-        self.path = path
-        try:
-            while True:
-                self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(self.fd).st_nlink:
-                    break
-                os.close(self.fd)       # who had it has removed it since we opened it
-            if not (stat.S_ISREG(os.fstat(self.fd).st_mode) and re.fullmatch(b"[0-9]*\n?", os.read(self.fd, 100))):
-                raise CannotStart("%s is no pid file: rtot would write over it, and remove it at the end" % path)
-            try:
-                os.ftruncate(self.fd, 0)
-                os.pwrite(self.fd, b"%d\n" % os.getpid(), 0)
-            except OSError:         # a full disk
-                os.unlink(path)
-                raise
-        except BlockingIOError:
-            raise CannotStart("%s is the pid file of a server that lives" % path) from None
-        except OSError as error:
-            raise CannotStart("cannot write %s: %s" % (path, error.strerror)) from None
-
-    def remove(self, log):
-        status = os.fstat(self.fd)
-        os.ftruncate(self.fd, 0)        # in a directory that is not ours it stays
-        remove_ours(self.path, status, log)
+    """Return text for a line of the log: without control characters, or what is not ASCII."""
+    return text.encode("unicode_escape").decode("ascii")
 
 
 def split_address(text):
     """Return (host, port) of :8457, host:8457 or [::1]:8457, (path, None) of unix:path; see Server."""
-    if text.startswith("unix:"):
+    host, colon, port = text.rpartition(":")
+    if text.startswith("unix:") and text[5:]:
         return text[5:], None
-    host, _, port = text.rpartition(":")
+    if not (colon and port.isdecimal() and int(port) < 65536) or ":" in host and host[0] + host[-1] != "[]":
+        return None
     return "" if host == "*" else host.strip("[]"), int(port)       # * for all is common, and no name
 
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}        # s
-parse_positive = checked("0*[1-9][0-9]{0,8}", "whole number over 0")
-parse_form = checked("text|json", "format: text or json", str)
-parse_time = checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
-                     lambda text: int(text.rstrip("smhd")) * UNITS.get(text[-1], 1))
-parse_address = checked(r"unix:.+|(\[[^][]+\]|[^:]*):(?!6553[6-9]|655[4-9].|65[6-9]..|6[6-9]...|[7-9]....)[0-9]{1,5}",
-                        "address, like :8457, host:8457, [::1]:8457 or unix:/path", split_address)
-
-
-def quarter_of_memory():
-    """Return a quarter, in bytes, of what this host or container may use."""
-    import resource
-    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
-        sizes.append(limit)
-    for path in cgroup_limits():
-        try:
-            with open(path) as file:
-                sizes.append(int(file.read()))
-        except (OSError, ValueError):       # not there, or "max"
-            pass
-    return min(sizes) // 4
-
-
-def cgroup_limits():
-    """Yield the names of the files with the limits of memory of our control group and those around it: cgroups(7)."""
-    try:
-        with open("/proc/self/cgroup") as file:
-            lines = file.read().split("\n")
-    except OSError:
-        lines = ["0::/", "1:memory:/"]
-    for line in lines:
-        controllers, _, path = line.partition(":")[2].partition(":")
-        root, name = {"": ("/sys/fs/cgroup", "memory.max"), "memory": ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-                      }.get(controllers, (None, None))
-        path = path.rstrip("/")
-        while root:
-            yield root + path + "/" + name
-            if not path:
-                break
-            path = path.rpartition("/")[0]
-
-
-def parser():
-    import argparse
-
-    def environ(name, default):
-        return os.environ.get(name) or default
-    # With a width it needs no shutil: 2.6 ms of the start.
-    result = argparse.ArgumentParser("rtot", description=DESCRIPTION, epilog=EPILOG,
-                                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=79))
-    add = result.add_argument
-    add("-a", "--addr", type=parse_address, metavar="ADDR", default=environ("RTOT_ADDR", ":8457"),
-        help="where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one "
-             "(default: :8457)")
-    add("-s", "--secret", metavar="SECRET", help="what every request has to present; one is made if none is given")
-    add("--secret-file", metavar="FILE", help="read the secret from the first line of FILE, or of standard input: -")
-    add("-d", "--daemon", action="store_true",
-        help="serve in the background: return when the port is bound, or exit with 1 and say why not")
-    add("-j", "--parallel", type=parse_count, metavar="N", default=0,
-        help="run N jobs at a time, the rest wait as new (default: 0, all)")
-    add("--idle-exit", type=parse_time, metavar="TIME",
-        help="end after that time without a running job or a request with the secret: 90 (seconds), 30m, 4h")
-    add("--pid-file", metavar="FILE", help="write the process id to FILE, and remove it at the end")
-    add("--log-file", metavar="FILE", help="write the log to FILE; SIGHUP opens it again")
-    add("-f", "--log-format", type=parse_form, metavar="text|json", default=environ("RTOT_LOG_FORMAT", "text"),
-        help="write the log as text or as JSON (default: text)")
-    add("--self-destruct", action="store_true", help="remove the file of rtot, too, when the server has ended")
-    add("-v", "--version", action="version", version="rtot " + __version__)
-    add_tls(result.add_argument_group("TLS").add_argument)
-    add_limits(result.add_argument_group("limits").add_argument)
-    return result
-
-
-def add_tls(add):
-    add("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate and its chain, in PEM")
-    add("--tls-key", metavar="FILE", help="its key (default: in the file of the certificate)")
-    add("--tls-client-ca", metavar="FILE", help="serve only clients with a certificate signed by one of these")
-
-
-def add_limits(add):
-    add("--max-output", type=parse_size, metavar="SIZE", default=64 * MIB,
-        help="keep that much output of a job, the oldest is dropped (default: 64M)")
-    add("--max-total", type=parse_size, metavar="SIZE", default=None,
-        help="keep that much output of all jobs together (default: a quarter of the memory)")
-    add("--max-script", type=parse_size, metavar="SIZE", default=16 * MIB,
-        help="take scripts up to this size (default: 16M)")
-    add("--keep", type=parse_count, metavar="N", default=0,
-        help="keep N complete jobs, the oldest are forgotten (default: 0, all)")
-    add("--max-connections", type=parse_positive, metavar="N", default=1000,
-        help="serve N connections at a time (default: 1000)")
-    for name, default, what in (("--head-timeout", HEAD_TIMEOUT, "for the head of a request"),
-                                ("--body-timeout", BODY_TIMEOUT, "without a byte of a body"),
-                                ("--idle-timeout", IDLE_TIMEOUT, "between two requests of a connection")):
-        add(name, type=parse_positive, metavar="S", default=default, help="seconds %s (default: %d)" % (what, default))
-
-
-def read_secret(args):
-    """Return the secret as bytes, or None if none was given; ValueError says what is wrong with it."""
-    if args.secret is not None and args.secret_file is not None:
-        raise ValueError("give --secret or --secret-file, not both")
-    secret = args.secret if args.secret is not None else os.environ.get("RTOT_SECRET") or None
-    secret = None if secret is None else os.fsencode(secret)
-    if args.secret_file is not None:
-        try:
-            with open(0 if args.secret_file == "-" else args.secret_file, "rb") as file:
-                secret = file.readline()
-        except OSError as error:
-            raise ValueError("cannot read the secret from %s: %s" % (args.secret_file, error.strerror)) from None
-        secret = secret[3:] if secret.startswith(b"\xef\xbb\xbf") else secret     # a byte order mark
-    if secret is None:
-        return None
-    secret = secret.strip(b" \t\r\n")       # the blanks around a header's value are not part of it
+def parse_secret(text):
+    """Return the secret as bytes, without the blanks around it, which the value of a header has not."""
+    secret = os.fsencode(text).strip(b" \t\r\n")
     if not secret:
-        raise ValueError("the secret is empty: leave it out, and one is made")
-    if re.search(b"[\\x00-\\x1f\\x7f]", secret):
-        raise ValueError("the secret has a control character, which no header can have")
+        raise CannotStart("the secret is empty: leave it out, and one is made")
+    if min(secret) < 32 or 127 in secret:
+        raise CannotStart("the secret has a control character, which no header can have")
     return secret
 
 
-def hide(secret):
-    """Overwrite the secret where ps(1) and /proc/PID/environ show it: the kernel reads both from our memory.
+def read_secret(path):
+    with Attempt("read the secret from " + path), open(0 if path == "-" else path, "rb") as file:
+        line = file.readline()
+    return parse_secret(line[3:] if line.startswith(b"\xef\xbb\xbf") else line)     # a byte order mark
 
-    Return whether it is out of sight.  Where the areas lie is in proc_pid_stat(5), 48 to 51.
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}        # s
+
+TYPES = {           # of the values of options, by what --help calls them; a FILE is text
+    "ADDR": checked(".*", "address, like :8457, host:8457, [::1]:8457 or unix:/path", split_address),
+    "COUNT": checked("0*[1-9][0-9]{0,8}", "whole number over 0"),
+    "FILE|-": read_secret,
+    "N": parse_count,
+    "SECRET": parse_secret,
+    "SIZE": parse_size,
+    "TIME": checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
+                    lambda text: int(text.rstrip("smhd")) * UNITS.get(text[-1], 1)),
+    "text|json": checked("text|json", "format: text or json", str),
+}
+
+OPTIONS = {         # names, value=default (or it is a flag), and help
+    "-a --addr ADDR=:8457":
+        "where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one",
+    "-s --secret SECRET": "what every request has to present; one is made if none is given",
+    "--secret-file FILE|-": "read the secret from the first line of FILE, or of standard input: -",
+    "-d --daemon": "serve in the background: return when the port is bound, or exit with 1 and say why not",
+    "-j --parallel N=0": "run N jobs at a time, the rest wait as new; 0 is all",
+    "--idle-exit TIME": "end after so long without a running job or a request with the secret: 90 (seconds), 30m, 4h",
+    "--pid-file FILE": "write the process id to FILE, and remove it at the end",
+    "--log-file FILE": "write the log to FILE; SIGHUP opens it again",
+    "-f --log-format text|json=text": "write the log as text or as JSON",
+    "--self-destruct": "remove the file of rtot, too, when the server has ended",
+    "--tls-cert FILE": "serve HTTPS with this certificate and its chain, in PEM",
+    "--tls-key FILE": "its key (default: in the file of the certificate)",
+    "--tls-client-ca FILE": "serve only clients with a certificate signed by one of these",
+    "--max-output SIZE=64M": "keep that much output of a job, the oldest is dropped",
+    "--max-total SIZE": "keep that much output of all jobs together (default: a quarter of the memory)",
+    "--max-script SIZE=16M": "take scripts up to this size",
+    "--keep N=0": "keep N complete jobs, the oldest are forgotten; 0 is all",
+    "--max-connections COUNT=1000": "serve that many connections at a time",
+    "--head-timeout TIME=10": "take so long for the head of a request: a byte now and then does not prolong it",
+    "--body-timeout TIME=30": "wait so long for a byte of a body",
+    "--idle-timeout TIME=75": "wait so long for the next request of a connection",
+}
+
+
+def parser():
+    # With a width it needs no shutil: 2.6 ms of the start.
+    result = argparse.ArgumentParser("rtot", description=DESCRIPTION, epilog=EPILOG,
+                                     formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=79))
+    result.add_argument("-v", "--version", action="version", version="rtot " + __version__)
+    one_of = result.add_mutually_exclusive_group()
+    for words, text in OPTIONS.items():
+        *names, value = words.split()
+        if value.startswith("-"):
+            result.add_argument(*names, value, action="store_true", help=text)
+            continue
+        value, _, default = value.partition("=")
+        (one_of if "--secret" in words else result).add_argument(
+            *names, metavar=value, type=TYPES.get(value), default=default or None,
+            help=text + (" (default: %(default)s)" if default else ""))
+    given = {name: os.environ.get("RTOT_" + name.upper()) for name in ("addr", "secret", "log_format")}
+    result.set_defaults(**{name: value for name, value in given.items() if value})
+    return result
+
+
+def hide(secret):
+    """Overwrite the secret where ps(1) and /proc/PID/environ show it; OSError or ValueError if that can't be.
+
+    The kernel reads both from our memory: proc_pid_stat(5), 48 to 51.
     """
     def hidden(part):
-        shows = part.startswith((b"-", b"RTOT_SECRET=")) or part.strip() == secret
-        return part.replace(secret, b"*" * len(secret)) if shows else part
-    try:
-        with open("/proc/self/stat", "rb") as file:
-            arguments, end, environment, last = map(int, file.read().rpartition(b")")[2].split()[45:49])
-        with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            for first, size in ((arguments, end - arguments), (environment, last - environment)):
-                memory.seek(first)
-                text = b"\0".join(map(hidden, memory.read(size).split(b"\0")))
-                memory.seek(first)
-                memory.write(text)
-    except (OSError, ValueError):       # no such /proc, or it may not be written
-        return False
-    return True
+        if part.startswith(b"RTOT_SECRET="):        # which may be another
+            return b"RTOT_SECRET=".ljust(len(part), b"*")
+        return part.replace(secret, b"*" * len(secret)) if part[:1] == b"-" or part.strip() == secret else part
+    with open("/proc/self/stat", "rb") as file:
+        first, _, _, last = map(int, file.read().rpartition(b")")[2].split()[45:49])
+    with open("/proc/self/mem", "r+b", buffering=0) as memory:
+        memory.seek(first)
+        text = b"\0".join(map(hidden, memory.read(last - first).split(b"\0")))
+        memory.seek(first)
+        memory.write(text)
 
 
-def daemonize():
-    """Go on in the background; return a function that tells the one in the foreground to exit with 0.
-
-    It exits with 1 if we exit before that.  Working directory and umask stay as they were.
-    """
-    reading, writing = os.pipe()
-    if os.fork():
-        os.close(writing)
-        os._exit(0 if os.read(reading, 1) else 1)
-    os.close(reading)
-    os.setsid()
-    if os.fork():           # so that it leads no session, and no terminal that it opens controls it
-        os._exit(0)
-
-    def detach(keep_stderr):
-        null = open_null()
-        for fd in (0, 1) if keep_stderr else (0, 1, 2):
-            os.dup2(null, fd)
-        os.close(null)
-        os.write(writing, b"\0")
-        os.close(writing)
-    return detach
-
-
-def descriptors_from(first):
-    """Return the numbers from `first` on of our open descriptors, and maybe of others."""
-    try:
-        fd = os.open("/dev/fd", os.O_RDONLY)
-        try:
-            numbers = list(map(int, os.listdir(fd)))
-        finally:
-            os.close(fd)
-        if fd in numbers:                   # else it is a plain directory, in a chroot
-            return [number for number in numbers if number >= first and number != fd]
-    except (OSError, ValueError):
-        pass
-    return range(first, min(os.sysconf("SC_OPEN_MAX"), 65536))
-
-
-def prepare_process(closes):
+def prepare_process(daemon):
     """Make what jobs will inherit from us what it is for a fresh shell.
 
-    Descriptors from 3 up are not inherited; `closes`: nor do we keep them, but for those that systemd handed over.
+    Jobs get no descriptors from 3 up; a daemon does not even keep them, but for the one that systemd handed over.
     """
     fd = 0
     while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
         fd = open_null()
+    if daemon:
+        os.dup2(fd, 0)
+        os.dup2(fd, 1)
+    try:
+        numbers = [number for number in map(int, os.listdir("/dev/fd")) if number > 2]
+    except (OSError, ValueError):
+        numbers = ()
+    if fd not in numbers:                           # it is missing, or a plain directory, in a chroot
+        numbers = range(3, min(os.sysconf("SC_OPEN_MAX"), 65536))
     os.close(fd)
     first = 4 if os.environ.get("LISTEN_PID") == str(os.getpid()) else 3        # see handed_socket
-    for number in descriptors_from(3):
+    for number in numbers:
         try:
-            os.close(number) if closes and number >= first else os.set_inheritable(number, False)
+            os.close(number) if daemon and number >= first else os.set_inheritable(number, False)
         except OSError:                             # there is none
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -3614,21 +3492,84 @@ def prepare_process(closes):
             signal.signal(number, no_action)
 
 
+def daemonize():
+    """Go on in the background, where working directory and umask stay as they were; return a descriptor.
+
+    The one in the foreground exits with 0 when a byte is written to it, with 1 if we exit before that.
+    """
+    reading, writing = os.pipe()
+    if os.fork():
+        os.close(writing)
+        os._exit(0 if os.read(reading, 1) else 1)
+    os.close(reading)
+    os.setsid()
+    if os.fork():           # so that it leads no session, and no terminal that it opens controls it
+        os._exit(0)
+    return writing
+
+
+def write_pid_file(path):
+    """Write our number to a file, locked by flock(2) while we live, so a stale one is written over; return its fd."""
+    import fcntl
+    with Attempt("write " + path):
+        while True:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CannotStart("%s is the pid file of a server that lives" % path) from None
+            if os.fstat(fd).st_nlink:
+                break
+            os.close(fd)            # who had it has removed it since we opened it
+        if not (stat.S_ISREG(os.fstat(fd).st_mode) and re.fullmatch(b"[0-9]*\n?", os.read(fd, 100))):
+            raise CannotStart("%s is no pid file: rtot would write over it, and remove it at the end" % path)
+        try:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+        except OSError:             # a full disk
+            os.unlink(path)
+            raise
+    return fd
+
+
+def quarter_of_memory():
+    """Return a quarter, in bytes, of what this host or container may use: getrlimit(2), cgroups(7)."""
+    import resource
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_AS)[0]]
+    try:
+        with open("/proc/self/cgroup") as file:
+            groups = [line.split(":", 2)[1:] for line in file.read().splitlines()]
+    except OSError:
+        groups = [("", "/"), ("memory", "/")]
+    for controllers, path in groups:
+        name = {"": "memory.max", "memory": "memory.limit_in_bytes"}.get(controllers)
+        places = ["/sys/fs/cgroup/" + controllers] + path.split("/")[1:]
+        for place in itertools.accumulate(places, os.path.join) if name else ():    # the group, and those around it
+            try:
+                with open(os.path.join(place, name)) as file:
+                    sizes.append(int(file.read()))
+            except (OSError, ValueError):       # not there, or "max"
+                pass
+    return min(size for size in sizes if size > 0) // 4         # no limit is -1
+
+
 def raise_nofile():
     """Allow ourselves more descriptors; return (how many we may have, the limits that jobs get, or None for ours)."""
     import resource
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(hard, 65536) if hard != resource.RLIM_INFINITY else 65536
-    if soft == resource.RLIM_INFINITY or soft >= wanted or not hasattr(resource, "prlimit"):
-        return soft if soft != resource.RLIM_INFINITY else wanted, None
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = (65536 if limit == resource.RLIM_INFINITY else limit for limit in limits)
+    wanted = min(hard, 65536)
+    if soft >= wanted or not hasattr(resource, "prlimit"):
+        return soft, None
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted, (soft, hard)
 
 
 def tls_context(args):
     """Return an ssl.SSLContext as the options say, or None."""
-    if not args.tls_cert:
-        if args.tls_key or args.tls_client_ca:
+    cert, key, authority = args.tls_cert, args.tls_key, args.tls_client_ca
+    if not cert:
+        if key or authority:
             raise CannotStart("--tls-key and --tls-client-ca need --tls-cert")
         return None
     import ssl
@@ -3637,27 +3578,15 @@ def tls_context(args):
         context.minimum_version = ssl.TLSVersion.TLSv1_2
     else:
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
-    asked, path = [], None
-    try:
-        for path in (args.tls_cert, args.tls_key, args.tls_client_ca):
-            if path:
-                open(path, "rb").close()    # for an error that names the file
-        path = args.tls_key or args.tls_cert
-        context.load_cert_chain(args.tls_cert, args.tls_key, password=lambda: asked.append(path) or b"")
-        if args.tls_client_ca:
-            path = args.tls_client_ca
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(path)
-    except ssl.SSLError as error:
-        if asked:
-            why = "cannot use %s: the key is encrypted, and rtot asks for no passphrase: decrypt it, as by openssl pkey"
-        elif path == args.tls_client_ca:
-            why = "cannot use %s: it has to hold the certificate of an authority, in PEM"
-        else:
-            why = "cannot use " + args.tls_cert + " with %s: a certificate and its own key are needed, both in PEM"
-        raise CannotStart((why % path) + " (%s)" % error) from None
-    except OSError as error:
-        raise CannotStart("cannot read %s: %s" % (error.filename, error.strerror)) from None
+    for path in filter(None, (cert, key, authority)):
+        with Attempt("read " + path):       # ssl's errors do not name it
+            open(path, "rb").close()
+    with Attempt("use %s with %s: rtot needs a certificate and its key, in PEM, not encrypted" % (cert, key or cert)):
+        context.load_cert_chain(cert, key, password="")         # else OpenSSL asks for one
+    if authority:
+        with Attempt("use %s: rtot needs the certificate of an authority, in PEM" % authority):
+            context.load_verify_locations(authority)
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
@@ -3667,16 +3596,13 @@ def handed_socket():
         return None
     if os.environ.get("LISTEN_FDS") != "1":
         raise CannotStart("LISTEN_FDS is %s: rtot takes one socket" % os.environ.get("LISTEN_FDS"))
-    try:
-        with socket.socket(fileno=os.dup(3)) as probe:      # before 3.7 it does not see the family itself
-            family = probe.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_DOMAIN", 39)) if LINUX else probe.family
-            if not probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                raise CannotStart("the socket that was handed over does not listen: Accept=no is right for rtot")
-        if family not in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
-            raise CannotStart("the socket that was handed over is of another kind than TCP and Unix")
-        return socket.socket(family, socket.SOCK_STREAM, fileno=3)
-    except OSError as error:
-        raise CannotStart("cannot use the socket that was handed over: %s" % error.strerror) from None
+    with Attempt("use the socket that was handed over"):
+        probe = socket.socket(fileno=3)         # before 3.7 it does not see the family itself
+        family = probe.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_DOMAIN", 39)) if LINUX else probe.family
+        if not (probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                and family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)):
+            raise CannotStart("the socket that was handed over has to listen (Accept=no), on TCP or a Unix socket")
+        return socket.socket(family, socket.SOCK_STREAM, fileno=probe.detach())
 
 
 def notify_systemd(text):
@@ -3690,46 +3616,31 @@ def notify_systemd(text):
             pass
 
 
-def own_files():
-    """Return (path, os.stat()) of the file that we were started from; of the link to it first, if it was one."""
-    paths = [sys.argv[0]] + ([os.path.realpath(sys.argv[0])] if os.path.islink(sys.argv[0]) else [])
-    return [(path, os.stat(path)) for path in paths]
-
-
-def announce(server, log, made):
+def announce(url, secret, made, log):
     """Say where it listens, on standard error; then in the log file too, if there is one."""
-    where = "version %s listens on %s" % (__version__, server.url)
-    try:
-        fd = log.open() if log.path else None
-    except OSError as error:
-        raise CannotStart("cannot write %s: %s" % (log.path, error.strerror)) from None
+    fd = log.open() if log.path else None
+    where = "version %s listens on %s" % (__version__, url)
     if made:
-        log.event("no secret was given, so this one was made: " + made)
-    log.event(where)
-    if made and server.address_family != socket.AF_UNIX:
-        host, port = server.server_address[:2]
-        address = show_address((socket.gethostname() if host in ("::", "0.0.0.0") else host, port))
-        log.event("in a browser: http%s://%s/#secret=%s" % ("s" if server.tls else "", address, made))
-    if log.path:
-        log.go_to(fd)
-        log.event(where)
-
-
-def warn(server, secret, log):
-    """Tell what is likely to be wrong with how rtot was started."""
-    host = server.server_address[0] if server.address_family != socket.AF_UNIX else "localhost"
-    if len(secret) < 8 and not server.tls and not (host in ("localhost", "::1") or host.startswith("127.")):
+        log.event("no secret was given, so this one was made: " + secret)
+    elif len(secret) < 8 and not re.match(r"unix:|https:|http://(127\.|\[::1\])", url):
         log.event("the secret is short: whoever guesses it can run anything as %s; listen on 127.0.0.1, or use a "
                   "longer one" % user_name())
     directory = os.environ.get("TMPDIR")
     if directory and not (os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)):
         log.event("TMPDIR is %s, which is no directory that can be written: scripts go to another one" % directory)
+    log.event(where)
+    if made and url.startswith("http"):
+        host = socket.gethostname()
+        log.event("in a browser: %s#secret=%s" % (re.sub(r"//(\[::\]|0\.0\.0\.0):", "//%s:" % host, url), secret))
+    if log.path:
+        log.go_to(fd)
+        log.event(where)
 
 
 class Service:
-    """All that serves, put together as the options say; CannotStart if that can't be."""
+    """All that serves, as the options say, until one of the signals `ends_us` comes; `handed` is a socket, or None."""
 
-    def __init__(self, args, handed, secret, log):
+    def __init__(self, args, handed, secret, ends_us, log):
         self.args, self.log, self.loop = args, log, Loop()
         total = args.max_total or quarter_of_memory()
         descriptors, nofile = raise_nofile()
@@ -3738,29 +3649,22 @@ class Service:
         self.runner = Runner(self.loop, store, self.workspace, Spawner(descriptors, nofile), self.total, args.parallel,
                              on_complete=log.job_ended, say=log.event)
         shell = b"/bin/bash" if os.access("/bin/bash", os.X_OK) else b"/bin/sh"
+        if shell == b"/bin/sh":
+            log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
         self.app = App(self.loop, secret, store, self.runner, self.workspace, args.max_script,
                        min(args.max_output, total), shell)
         limits = types.SimpleNamespace(connections=args.max_connections, descriptors=descriptors,
                                        head=args.head_timeout, body=args.body_timeout, idle=args.idle_timeout)
         self.loop.report, self.loop.relieve = log.fault, self._relieve
-        try:
+        with Attempt("listen on " + show_address(args.addr)):
             self.server = Server(handed or args.addr, self.loop, self.app, log, limits, tls_context(args))
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise CannotStart("cannot listen on %s: %s" % (show_address(args.addr), reason)) from None
-        if shell != b"/bin/bash":
-            log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
+        self.loop.catch_signals({signal.SIGHUP: self._hang_up, **dict.fromkeys(ends_us, self._end),
+                                 signal.SIGCHLD: self.runner.child_exited})
 
     def _relieve(self):
-        """Memory is short: what is kept is too much for this host."""
+        """Keep less: it is too much for this host."""
         self.total.shrink(self.total.size // 2)
         give_memory_back()
-
-    def catch_signals(self, ends_us):
-        handlers = dict.fromkeys(ends_us, self._end)
-        handlers[signal.SIGCHLD] = self.runner.child_exited
-        handlers.setdefault(signal.SIGHUP, self._hang_up)
-        self.loop.catch_signals(handlers)
 
     def _end(self):
         """End; a second time, without any grace for the jobs."""
@@ -3769,15 +3673,18 @@ class Service:
         self.app.stop()
 
     def _hang_up(self):
-        """Open the log again, and read the certificate again."""
-        if self.log.path:
-            self.log.reopen()
-        if self.server.tls:
-            try:
+        """Open the log again, which may have been renamed, and read the certificate again; or the old ones stay."""
+        try:
+            if self.log.path:
+                self.log.go_to(self.log.open())
+        except CannotStart as error:
+            self.log.event(str(error))
+        try:
+            if self.server.tls:
                 self.server.tls = tls_context(self.args)
                 self.log.event("read %s again" % self.args.tls_cert)
-            except CannotStart as error:        # the old one stays
-                self.log.event("%s; the certificate stays as it was" % error)
+        except CannotStart as error:
+            self.log.event("%s; the certificate stays as it was" % error)
 
     def serve(self):
         """Serve until stopped; leave nothing behind."""
@@ -3803,33 +3710,33 @@ class Service:
 
     async def _watch_idleness(self, seconds):
         """Stop when for that long no job has run and no request with the secret has come."""
-        idle_since = self.app.began
-        while True:
+        busy = self.app.began
+        while max(busy, self.app.last_used) + seconds > time.monotonic():
+            await self.loop.sleep(1.0)
             if self.runner.is_busy or any(one.waiting_since is None for one in self.server.connections):
-                idle_since = time.monotonic()
-            remaining = max(idle_since, self.app.last_used) + seconds - time.monotonic()
-            if remaining <= 0:
-                break
-            await self.loop.sleep(min(remaining, 1.0))
+                busy = time.monotonic()
         self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
         self.app.stop()
 
 
-def run(args, secret, ends_us, log):
+def run(args, ends_us, log):
     """Serve as the options say; CannotStart if that can't be."""
-    handed, files = handed_socket(), own_files() if args.self_destruct else ()
-    detach = daemonize() if args.daemon else None
-    pid_file = PidFile(args.pid_file) if args.pid_file else None
+    handed = handed_socket()
+    paths = (sys.argv[0], os.path.realpath(sys.argv[0])) if args.self_destruct else ()      # of a link, and its file
+    files = [(path, os.stat(path)) for path in paths]
+    foreground = daemonize() if args.daemon else None
+    pid_file = write_pid_file(args.pid_file) if args.pid_file else None
     try:
-        made = None if secret else os.urandom(16).hex()
-        service = Service(args, handed, secret or made.encode("ascii"), log)
-        with service.server:
-            service.catch_signals(ends_us)          # before anybody knows that we are there
-            warn(service.server, secret or made, log)
-            announce(service.server, log, made)
-            if detach:
-                detach(keep_stderr=bool(log.path))
-                log.look_at_stderr()
+        given = args.secret_file or args.secret
+        secret = given or os.urandom(16).hex().encode("ascii")
+        service = Service(args, handed, secret, ends_us, log)
+        with service.server as server:
+            announce(server.url, readable(secret), not given, log)
+            if args.daemon:
+                if not log.path:
+                    log.go_to(open_null())
+                os.write(foreground, b"\0")
+                os.close(foreground)
             notify_systemd(b"READY=1")
             service.serve()
         for number in ends_us:          # a second one would end the end of the interpreter
@@ -3838,32 +3745,31 @@ def run(args, secret, ends_us, log):
             remove_ours(path, ours, log)
     finally:
         if pid_file:
-            pid_file.remove(log)
+            os.ftruncate(pid_file, 0)       # in a directory that is not ours it stays
+            remove_ours(args.pid_file, os.fstat(pid_file), log)
 
 
-def main(argv=None):
+def main():
     """Serve until stopped; return the exit status."""
     options = parser()
-    args = options.parse_args(argv)
-    try:
-        secret = read_secret(args)
-    except ValueError as error:
-        options.error(str(error))
+    args = options.parse_args()
+    if args.self_destruct and not os.path.isfile(sys.argv[0]):
+        options.error("--self-destruct: rtot came from standard input, there is no file to remove")
     ends_us = {number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN}
     if args.daemon or args.log_file:
         ends_us.discard(signal.SIGHUP)
         signal.signal(signal.SIGHUP, no_action)
-    if args.self_destruct and not os.path.isfile(sys.argv[0]):
-        options.error("--self-destruct: rtot came from standard input, there is no file to remove")
-    prepare_process(closes=args.daemon)
+    prepare_process(args.daemon)
     log = Log(args.log_format, args.log_file)
-    shown = [os.fsencode(text).strip() for text in (args.secret, os.environ.get("RTOT_SECRET")) if text]
-    hidden = [hide(text) for text in shown]
-    if not all(hidden) and args.secret is not None:
-        log.event("the secret can be seen in ps here: give it by --secret-file or RTOT_SECRET")
     try:
-        run(args, secret, ends_us, log)
+        if args.secret:
+            hide(args.secret)
+    except (OSError, ValueError):           # no such /proc, or it may not be written
+        if any(args.secret in os.fsencode(word) for word in sys.argv):
+            log.event("the secret can be seen in ps here: give it by --secret-file or RTOT_SECRET")
+    try:
+        run(args, ends_us, log)
     except CannotStart as error:
         log.event(str(error))
         return 1
