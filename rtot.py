@@ -3353,7 +3353,7 @@ def span(seconds):
 
 def escape(text):
     """Return text for a line of the log: without control characters, or what is not ASCII."""
-    return text.encode("unicode_escape").decode("ascii")
+    return codecs.unicode_escape_encode(text)[0].decode("ascii")        # str.encode would open a file for its codec
 
 
 def split_address(text):
