@@ -1975,12 +1975,13 @@ def response_head(request, response, keep):
 
 def refuse(client):
     """Answer 503 on the socket of a client for which there is no room, if that takes no time."""
-    response = Response.of_error(Error("service unavailable", (
-        "all connections are in use: try again, or allow more by --max-connections and ulimit -n"),
-        [("Retry-After", "1")]))
+    # By hand, since there may be no descriptor to import json with.
+    body = (b'{\n  "error": "service unavailable",\n  "message": "all connections are in use: try again, or allow more '
+            b'by --max-connections and ulimit -n"\n}\n')
+    response = Response(503, body, JSON, [("Retry-After", "1")])
     try:
         client.setblocking(False)
-        client.send(response_head(None, response, keep=False) + response.body)
+        client.send(response_head(None, response, keep=False) + body)
     except OSError:
         pass
 

@@ -452,6 +452,17 @@ class AcceptTest(ServerCase):
                 os.unlink(path)
                 self.assertEqual(read_answer(connection.makefile("rb"))[0], 200, name)
 
+    def test_a_client_for_which_there_is_no_room_gets_a_503_without_an_import(self):
+        """There may be no descriptor to import a module with."""
+        server = self.own_server("--max-connections", "1", program=patched(after="sys.modules['json'] = None"))
+        with contextlib.closing(server.connect()) as first:
+            wait_until(lambda: server.connections() == 1)
+            with contextlib.closing(server.connect()):
+                status, headers, body = read_answer(first.makefile("rb"))
+        self.assertEqual((status, headers["retry-after"]), (503, "1"))
+        self.assertEqual(json.loads(body.decode())["error"], "service unavailable")
+        self.assertNotIn("Traceback", server.log())
+
     def test_a_thousand_idle_connections_keep_nobody_out(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard < 2000:
