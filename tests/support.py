@@ -340,7 +340,12 @@ class Server:
 def descriptors_of(pid):
     """Return what descriptors 0, 1 and 2 of a process are."""
     directory = "/proc/%d/fd" % pid
-    return [os.readlink(os.path.join(directory, name)) for name in sorted(os.listdir(directory)) if int(name) <= 2]
+    found = []
+    for name in sorted(os.listdir(directory)):
+        if int(name) <= 2:
+            with contextlib.suppress(FileNotFoundError):        # closed meanwhile
+                found.append(os.readlink(os.path.join(directory, name)))
+    return found
 
 
 def read_all(connection):
