@@ -3397,29 +3397,35 @@ TYPES = {           # of the values of options, by what --help calls them; a FIL
     "text|json": checked("text|json", "format: text or json", str),
 }
 
-OPTIONS = {         # names, value=default (or it is a flag), and help
-    "-a --addr ADDR=:8457":
-        "where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one",
-    "-s --secret SECRET": "what every request has to present; one is made if none is given",
-    "--secret-file FILE|-": "read the secret from the first line of FILE, or of standard input: -",
-    "-d --daemon": "serve in the background: return when the port is bound, or exit with 1 and say why not",
-    "-j --parallel N=0": "run N jobs at a time, the rest wait as new; 0 is all",
-    "--idle-exit TIME": "end after so long without a running job or a request with the secret: 90 (seconds), 30m, 4h",
-    "--pid-file FILE": "write the process id to FILE, and remove it at the end",
-    "--log-file FILE": "write the log to FILE; SIGHUP opens it again",
-    "-f --log-format text|json=text": "write the log as text or as JSON",
-    "--self-destruct": "remove the file of rtot, too, when the server has ended",
-    "--tls-cert FILE": "serve HTTPS with this certificate and its chain, in PEM",
-    "--tls-key FILE": "its key (default: in the file of the certificate)",
-    "--tls-client-ca FILE": "serve only clients with a certificate signed by one of these",
-    "--max-output SIZE=64M": "keep that much output of a job, the oldest is dropped",
-    "--max-total SIZE": "keep that much output of all jobs together (default: a quarter of the memory)",
-    "--max-script SIZE=16M": "take scripts up to this size",
-    "--keep N=0": "keep N complete jobs, the oldest are forgotten; 0 is all",
-    "--max-connections COUNT=1000": "serve that many connections at a time",
-    "--head-timeout TIME=10": "take so long for the head of a request: a byte now and then does not prolong it",
-    "--body-timeout TIME=30": "wait so long for a byte of a body",
-    "--idle-timeout TIME=75": "wait so long for the next request of a connection",
+OPTIONS = {         # by their headings in --help: names, value=default (or it is a flag), and help
+    "": {
+        "-a --addr ADDR=:8457":
+            "where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one",
+        "-s --secret SECRET": "what every request has to present; one is made if none is given",
+        "--secret-file FILE|-": "read the secret from the first line of FILE, or of standard input: -",
+        "-d --daemon": "serve in the background: return when the port is bound, or exit with 1 and say why not",
+        "-j --parallel N=0": "run N jobs at a time, the rest wait as new; 0 is all",
+        "--idle-exit TIME": "end after so long without a job or a request with the secret: 90 (seconds), 30m, 4h",
+        "--pid-file FILE": "write the process id to FILE, and remove it at the end",
+        "--log-file FILE": "write the log to FILE; SIGHUP opens it again",
+        "-f --log-format text|json=text": "write the log as text or as JSON",
+        "--self-destruct": "remove the file of rtot, too, when the server has ended",
+    },
+    "TLS": {
+        "--tls-cert FILE": "serve HTTPS with this certificate and its chain, in PEM",
+        "--tls-key FILE": "its key (default: in the file of the certificate)",
+        "--tls-client-ca FILE": "serve only clients with a certificate signed by one of these",
+    },
+    "limits": {
+        "--max-output SIZE=64M": "keep that much output of a job, the oldest is dropped",
+        "--max-total SIZE": "keep that much output of all jobs together (default: a quarter of the memory)",
+        "--max-script SIZE=16M": "take scripts up to this size",
+        "--keep N=0": "keep N complete jobs, the oldest are forgotten; 0 is all",
+        "--max-connections COUNT=1000": "serve that many connections at a time",
+        "--head-timeout TIME=10": "take so long for the head of a request: a byte now and then does not prolong it",
+        "--body-timeout TIME=30": "wait so long for a byte of a body",
+        "--idle-timeout TIME=75": "wait so long for the next request of a connection",
+    },
 }
 
 
@@ -3427,17 +3433,19 @@ def parser():
     # With a width it needs no shutil: 2.6 ms of the start.
     result = argparse.ArgumentParser("rtot", description=DESCRIPTION, epilog=EPILOG,
                                      formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=79))
-    result.add_argument("-v", "--version", action="version", version="rtot " + __version__)
     one_of = result.add_mutually_exclusive_group()
-    for words, text in OPTIONS.items():
-        *names, value = words.split()
-        if value.startswith("-"):
-            result.add_argument(*names, value, action="store_true", help=text)
-            continue
-        value, _, default = value.partition("=")
-        (one_of if "--secret" in words else result).add_argument(
-            *names, metavar=value, type=TYPES.get(value), default=default or None,
-            help=text + (" (default: %(default)s)" if default else ""))
+    for title, options in OPTIONS.items():
+        group = result.add_argument_group(title) if title else result
+        for words, text in options.items():
+            *names, value = words.split()
+            if value.startswith("-"):
+                group.add_argument(*names, value, action="store_true", help=text)
+                continue
+            value, _, default = value.partition("=")
+            (one_of if "--secret" in words else group).add_argument(
+                *names, metavar=value, type=TYPES.get(value), default=default or None,
+                help=text + (" (default: %(default)s)" if default else ""))
+    result.add_argument("-v", "--version", action="version", version="rtot " + __version__)
     given = {name: os.environ.get("RTOT_" + name.upper()) for name in ("addr", "secret", "log_format")}
     result.set_defaults(**{name: value for name, value in given.items() if value})
     return result
