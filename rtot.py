@@ -1152,14 +1152,14 @@ class Sessions:
         """Return the pids of the living members by process group; None without a /proc of our pid_namespaces(7)."""
         wanted = self._readings + (2 if self._is_reading else 1)        # one that has begun may have missed some
         while self._readings < wanted:
-            if self._is_reading:
-                await self._read.wait_for(lambda: not self._is_reading)
-            else:
-                await self._read_all()
+            if not self._is_reading:            # in a task of its own: the client that asks may go
+                self._is_reading = True
+                self.loop.spawn(self._read_all())
+            await self._read.wait_for(lambda: not self._is_reading)
         return None if self._found is None else self._found.get(session, {})
 
     async def _read_all(self):
-        self._is_reading, sessions, found = True, {}, None
+        sessions, found = {}, None
         try:
             if os.readlink("/proc/self") == str(os.getpid()):
                 for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):

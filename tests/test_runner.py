@@ -13,6 +13,7 @@ import unittest
 import urllib.parse
 
 import support
+import rtot
 from support import (AUTH, Case, Follower, ServerCase, children_of, descriptors_of, in_background, in_parallel,
                      is_alive, need, patched, process_state, wait_until)
 
@@ -1034,6 +1035,26 @@ class WorkingDirectoryTest(Case):
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
         self.assertEqual(server.run("pwd", "cwd=/usr")["out"], "/usr\n")
         self.assertNotEqual(server.run("pwd")["out"], "/usr\n")
+
+
+class SessionsTest(unittest.TestCase):
+
+    def test_a_client_that_goes_takes_no_answer_from_others(self):
+        """/proc is read once for all who ask at a time; without an answer, only the leader's group is signalled."""
+        self.addCleanup(setattr, rtot, "STEP", rtot.STEP)
+        rtot.STEP = -1                  # so that each step lets others run
+        loop, found = rtot.Loop(), []
+        sessions = rtot.Sessions(loop)
+
+        async def ask():
+            found.append(await sessions.members(os.getsid(0)))
+        first, _ = loop.spawn(ask()), loop.spawn(ask())
+        loop._turn()
+        first.throw(rtot.ClientGone())
+        while loop.tasks:
+            loop._turn()
+        self.assertEqual(len(found), 1)
+        self.assertIn(os.getpid(), found[0][os.getpgid(0)])
 
 
 class NamespaceTest(Case):
