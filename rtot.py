@@ -1356,6 +1356,7 @@ class Runner:
             await self.capture.wait_for_end(process)
             self._complete(job, *process.outcome, held=bool(process.pipes))
             await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
+            self.workspace.remove(script)
             await process.changed.wait_for(
                 lambda: not process.signalers and (self._is_stopping or not process.pipes))
         finally:
@@ -1754,8 +1755,11 @@ def split_head(head):
     return match, fields
 
 
-def parse_head(head):
-    """Return what a Request is made of, from its head without the empty line; an Error if it can't be served."""
+def parse_head(head, complete=True):
+    """Return what a Request is made of, from its head without the empty line; an Error if it can't be served.
+
+    Of a head that is not complete, Host may be missing.
+    """
     match, fields = split_head(head)
     method, target, _, minor = match.groups()
     match = TARGET.fullmatch(target)
@@ -1769,7 +1773,7 @@ def parse_head(head):
     else:
         raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
     version, headers = 10 if minor == b"0" else 11, parse_headers(fields)
-    if not HOST.fullmatch(headers.get(b"host", b"" if version == 10 else b" ")):
+    if not HOST.fullmatch(headers.get(b"host", b"" if version == 10 or not complete else b" ")):
         raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
     return method.decode("ascii"), path, query, version, headers, body_length(headers, version)
 
@@ -1974,7 +1978,7 @@ def response_head(request, response, keep):
 
 
 def refuse(client):
-    """Answer 503 on the socket of a client for which there is no room, if that takes no time."""
+    """Answer 503 on the socket of a client for which there is no room, if that takes no time; return the answer."""
     # By hand, since there may be no descriptor to import json with.
     body = (b'{\n  "error": "service unavailable",\n  "message": "all connections are in use: try again, or allow more '
             b'by --max-connections and ulimit -n"\n}\n')
@@ -1984,6 +1988,7 @@ def refuse(client):
         client.send(response_head(None, response, keep=False) + body)
     except OSError:
         pass
+    return response
 
 
 class Connection(socketserver.BaseRequestHandler):
@@ -2174,8 +2179,9 @@ class Connection(socketserver.BaseRequestHandler):
             last = buffer.find(b"\n\r\n")
             if last >= 0:
                 break
-            fields = split_head(bytes(buffer))[1]       # so that what is wrong is told at once
-            parse_headers(fields[:fields.rfind(b"\n") + 1])
+            split_head(bytes(buffer))           # so that what is wrong is told at once
+            if b"\n" in buffer:
+                parse_head(bytes(buffer[:buffer.rfind(b"\n") + 1]), complete=False)
             await self.receive(until - time.monotonic(), "head" if buffer else None)
         parse = parse_head if last > 1000 else parse_small_head
         return Request(self, parse(self.take(last + 3)[:-2]))
@@ -2237,7 +2243,8 @@ class Connection(socketserver.BaseRequestHandler):
         """Close it to make room for another; one that has no answer yet gets a 503."""
         self.server.connections.discard(self)
         if self.is_fresh and not self.server.tls:
-            refuse(self.socket)
+            answer = refuse(self.socket)
+            self.server.log.access(self.address, None, answer, answer.length, time.monotonic() - self.waiting_since)
         self.task.throw(ClientGone())
 
 

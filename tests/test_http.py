@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -157,6 +158,16 @@ class HeaderTest(HttpCase):
             self.assertEqual((headers["x-content-type-options"], headers["cache-control"]), ("nosniff", "no-store"))
             self.assertEqual(headers["content-security-policy"], "default-src 'none'; frame-ancestors 'none'")
             self.assertRegex(headers["date"], r"^[A-Z][a-z]{2}, [0-9]{2} [A-Z][a-z]{2} [0-9]{4} .* GMT$")
+
+
+    def test_what_is_known_to_be_bad_is_told_before_the_head_ends(self):
+        """Else a client would wait for the time of a head to end, and get a 408."""
+        server = self.own_server("--head-timeout", "60")
+        for head in (b"GET /a|b HTTP/1.1\r\nHost: x\r\n", b"POST /jobs HTTP/1.1\r\nContent-Length: x\r\nHost",
+                     b"POST /jobs HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+                     b"GET / HTTP/1.1\r\nHost: a b\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nno header\r\n"):
+            with self.subTest(head=head), contextlib.closing(server.send(head)) as connection:
+                self.assertEqual(read_answer(connection.makefile("rb"))[0], 400)
 
 
 class BodyTest(HttpCase):
@@ -461,6 +472,7 @@ class AcceptTest(ServerCase):
                 status, headers, body = read_answer(first.makefile("rb"))
         self.assertEqual((status, headers["retry-after"]), (503, "1"))
         self.assertEqual(json.loads(body.decode())["error"], "service unavailable")
+        wait_until(lambda: re.search("(?m) 127.0.0.1 - - 503 [0-9]+ ", server.log()))
         self.assertNotIn("Traceback", server.log())
 
     def test_a_thousand_idle_connections_keep_nobody_out(self):

@@ -277,6 +277,12 @@ class StorageTest(Case):
         server = self.own_server(wrapper=["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o noexec none "$TMPDIR" && exec "$@"', "sh"])
         self.assertIn("ran " + server.tmp, server.run("#!/bin/sh\necho ran $0")["out"])
 
+    def test_a_held_job_needs_its_script_no_more(self):
+        server = self.own_server()
+        number = server.run("sleep 99 & echo x")["id"]
+        wait_until(lambda: server.scripts() == [])
+        self.assertTrue(server.job(number)["held"])
+
     def test_a_temporary_directory_that_does_not_exist_is_told_at_the_start(self):
         server = self.own_server(env={"TMPDIR": "/no/such/directory"})
         self.assertRegex(server.log(), "(?m)^rtot: .*/no/such/directory")
