@@ -358,22 +358,23 @@ def no_action(number, frame):
 
 OUT, ERR, LOG = 0, 1, 2     # the streams of a job, and the log of both in the order in which they came
 MARK = 32               # bytes that a mark of an Output takes
+TAIL_STEP = 1 << 11     # bytes that are searched for lines at a time: 3 ms, if each is a piece of its own
 
 
 class Output:
     """What a job has printed: the last `limit` bytes of the log, of which each stream is a part.
 
-    `start[which]` and `end[which]` are the offsets, in OUT, ERR or LOG, of the first byte kept and of the one behind
-    the last.  The bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR
-    and LOG a piece begins, and its stamp: when it came, in ms since 1970, times 2, plus the stream.  Another stream or
-    millisecond makes a new one; when the marks take half of the limit, another second.
+    `start[which]` and `end[which]`: the offsets, in OUT, ERR or LOG, of the first byte kept and behind the last.  The
+    bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR and LOG a piece
+    begins, and its stamp: ms since 1970, times 2, plus the stream.  Another stream or millisecond makes a new one; when
+    the marks take half of the limit, another second.
     """
 
     __slots__ = ("limit", "start", "end", "readers", "consumed", "_chunks", "_starts", "_marks")
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.readers, self.consumed = (), None      # those that are waited for; see Capture._wait_for_readers
+        self.readers, self.consumed = (), None      # OutputBody that are waited for; see Capture._wait_for_readers
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
@@ -381,7 +382,7 @@ class Output:
 
     @property
     def spare(self):
-        """The number of the oldest bytes that no owner, which reads the log, has still to read."""
+        """The number of the oldest bytes that no owner, who reads the log, has still to read."""
         owned = [reader.offset for reader in self.readers if reader.owner]
         return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
 
@@ -407,10 +408,7 @@ class Output:
             self.drop(min(dropped, self.size))
 
     def would_drop(self, count):
-        """Return how many bytes an append of `count` pushes out, at most.
-
-        While there are too many marks, as many bytes go as one takes: in the end they free the oldest.
-        """
+        """Return how many bytes an append of `count` pushes out, at most; if the marks are too many, those of one."""
         is_crowded = len(self._marks) * 8 > max(self.limit, BATCH * MARK)
         return max(self.size + count - self.limit, MARK if is_crowded else 0)
 
@@ -438,7 +436,7 @@ class Output:
         return b"".join(parts)
 
     def read_piece(self, which, offset, limit):
-        """Return (stream, ms since 1970, bytes) of what came together at an offset, which is before the end."""
+        """Return (stream, ms since 1970, bytes) of what came together at an offset before the end."""
         marks, index = self._marks, self._find(which, offset)
         position = marks[index + LOG] + offset - marks[index + which]
         end = marks[index + 4 + LOG] if index + 4 < len(marks) else self.end[LOG]
@@ -458,66 +456,29 @@ class Output:
         begin = position - self._starts[index]
         return bytes(self._chunks[index][begin:begin + limit])
 
+    def pieces(self, which, offset, end):
+        """Yield the bytes from an offset to another; ClientGone if some are dropped before they are asked for."""
+        while offset < end:
+            if offset < self.start[which]:
+                raise ClientGone()      # so that the connection breaks before the end that was announced
+            data = self.read(which, offset, min(end - offset, SLICE))
+            offset += len(data)
+            yield data
+
     async def tail(self, which, lines, breathe):
         """Return the offset at which the last `lines` lines begin; breathe() is awaited now and then."""
         if not lines:
             return self.end[which]
         offset = self.end[which] - 1        # a newline at the very end begins no line
         while offset > self.start[which]:
-            begin, data = max(offset - SLICE, self.start[which]), b""
-            while begin + len(data) < offset:
-                data += self.read(which, begin + len(data), offset - begin - len(data))
-                await breathe()
-                lost = max(self.start[which] - begin, 0)        # meanwhile
-                begin, data = begin + lost, data[lost:]
-            count = data.count(b"\n")
-            if count >= lines:
-                return begin + [match.end() for match in re.finditer(b"\n", data)][-lines]
-            lines -= count
+            begin = max(offset - TAIL_STEP, self.start[which])
+            ends = [match.end() for match in re.finditer(b"\n", b"".join(self.pieces(which, begin, offset)))]
+            if len(ends) >= lines:
+                return begin + ends[-lines]
+            lines -= len(ends)
             offset = begin
+            await breathe()
         return self.start[which]
-
-
-class Reader:
-    """The place of a follower in an output: the next byte that it reads is at `offset` of OUT, ERR or LOG.
-
-    Before bytes that it has not read are dropped, the job waits for it while it reads PACE bytes in PATIENCE seconds;
-    for the `owner`, the Connection of the client that started the job, while it reads at all.
-    """
-
-    __slots__ = ("output", "which", "offset", "owner", "_since")
-    has_lost = property(lambda self: self.offset < self.output.start[self.which])
-
-    def __init__(self, output, which, offset, owner=None):
-        self.output, self.which, self.offset, self.owner = output, which, offset, owner
-        self._since = None      # (progress, time) when the job began to wait for it, or it had read enough
-        output.readers += (self,)
-
-    def close(self):
-        """Let the job wait for it no more."""
-        self.output.readers = tuple(reader for reader in self.output.readers if reader is not self)
-        self.advance(0)
-
-    def advance(self, count):
-        """Note that the next `count` bytes were read."""
-        self.offset += count
-        if self.output.consumed:
-            self.output.consumed.notify_all()
-
-    def delay(self, dropped):
-        """Return for how many seconds at most a drop of so many bytes waits for it."""
-        start, end, now = self.output.start[self.which], self.output.end[self.which], time.monotonic()
-        if not start <= self.offset < min(end, start + dropped):        # it has lost bytes already, or loses none
-            self._since = None
-            return 0
-        # The system may hold megabytes for an owner that reads slowly: what it has passed on counts too.
-        progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
-        if self._since is None or progress != self._since[0]:
-            self._since = progress, now
-        remaining = self._since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
-        if remaining <= 0:
-            self.close()
-        return max(remaining, 0)
 
 
 class TotalOutput:
@@ -591,9 +552,9 @@ def give_memory_back():
 STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": ()}     # from a state, where it can go
 CANCELED = "canceled before it started"
 
-# The first server of this name was written in Go, and clients read its answers: exits, times and durations look like
-# Go's.  This is what Go calls the signals that end a process (its syscall package, linux/amd64).  16 is STKFLT, which
-# Python knows from 3.11 on; it stands first, since elsewhere 16 is another one.
+# The first rtot was written in Go, and clients read its answers: exits, times and durations look like Go's.  This is
+# what Go calls the signals that end a process (its syscall package, linux/amd64).  16 is STKFLT, which Python knows
+# from 3.11 on; it stands first, since elsewhere 16 is another one.
 SIGNAL_WORDS = {getattr(signal, "SIG" + name, 16): words for name, words in (pair.split(": ") for pair in (
     "STKFLT: stack fault|HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|"
     "ABRT: aborted|BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|"
@@ -602,18 +563,7 @@ SIGNAL_WORDS = {getattr(signal, "SIG" + name, 16): words for name, words in (pai
     "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))}
 
 
-def signal_words(number):
-    """Return what Go's os.Signal.String() says: "killed" for 9, "signal 34" for one without a name."""
-    return SIGNAL_WORDS.get(number, "signal %d" % number)
-
-
-def signal_number(name):
-    """Return the number of the signal INT or SIGINT, or None if there is none of that name."""
-    return signal.Signals.__members__.get("SIG" + re.sub("^SIG", "", name.upper()))
-
-
-# time.time_ns came with 3.7.
-wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))
+wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))      # Python 3.7
 
 
 @functools.lru_cache(maxsize=64)
@@ -624,12 +574,11 @@ def utc(form, seconds):
 
 @functools.lru_cache(maxsize=1024)
 def go_time(ns):
-    """Return a time in ns since 1970 as Go's time.Time.String() does; 0 is Go's zero time."""
+    """Return a time in ns since 1970 as Go's time.Time.String() does; 0 is its zero time."""
     if not ns:
         return "0001-01-01 00:00:00 +0000 UTC"
     seconds, fraction = divmod(ns, 10 ** 9)
-    digits = (".%09d" % fraction).rstrip("0").rstrip(".")
-    return utc("%Y-%m-%d %H:%M:%S", seconds) + digits + " +0000 UTC"
+    return utc("%Y-%m-%d %H:%M:%S", seconds) + (".%09d" % fraction).rstrip(".0") + " +0000 UTC"
 
 
 def iso_time(ms):
@@ -637,7 +586,6 @@ def iso_time(ms):
     return "%s.%03dZ" % (utc("%Y-%m-%dT%H:%M:%S", ms // 1000), ms % 1000)
 
 
-@functools.lru_cache(maxsize=1024)
 def go_duration(seconds):
     """Return seconds, in whole milliseconds, as Go's time.Duration.String() does: 1h2m3.4s, 2m0s, 35ms."""
     if 0 < seconds < 1:
@@ -652,10 +600,8 @@ def readable(data):
     return str(data, "utf-8", "replace")
 
 
-DEFAULT_TERMINAL = (24, 80)         # rows, columns
-
-# How a job is to run.  args, cwd and the pairs of env are bytes, as the kernel has them; timeout in s, max_output in
-# bytes; None is no timeout, the server's directory, no terminal, the server's limit.
+# How a job is to run.  args, cwd and the pairs of env are bytes; timeout in s, max_output in bytes; None is no timeout,
+# the server's directory, no terminal, the server's limit.
 Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty max_output")
 PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, tty=None, max_output=None)
 
@@ -663,19 +609,18 @@ PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, 
 class Job:
     """A record of one run.  Runner writes its state and times, Capture its output, JobStore its id; others read.
 
-    `created`, `started` and `completed` are ns since 1970, 0 until then; `began` and `took` seconds of the monotonic
-    clock.  `changed` is notified of output and of each change of state, `ended` of the end alone.
+    `created`, `started` and `completed` are ns since 1970, 0 until then.  `changed` is notified of output and of each
+    change of state, `ended` of the end alone.
     """
 
-    __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "began", "took",
-                 "exit", "exit_code", "timed_out", "held", "pid", "output", "changed", "ended")
+    __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "exit", "exit_code",
+                 "timed_out", "held", "pid", "output", "changed", "ended", "_began", "_stopped")
 
     def __init__(self, loop, script, options, limit):
         self.script, self.options, self.output = script, options, Output(limit)
         self.state, self.created, self.started, self.completed = "new", wall_ns(), 0, 0
-        self.began = self.took = 0.0
         self.exit, self.timed_out, self.held = "", False, False
-        self.id = self.exit_code = self.pid = None
+        self.id = self.exit_code = self.pid = self._began = self._stopped = None
         self.changed, self.ended = Condition(loop), Condition(loop)
 
     href = property(lambda self: "/jobs/%d" % self.id)
@@ -683,13 +628,10 @@ class Job:
     @property
     def duration(self):
         """The seconds for which it has run."""
-        return time.monotonic() - self.began if self.state == "running" else self.took
+        return (self._stopped or time.monotonic()) - self._began if self._began else 0.0
 
     def is_complete(self):
         return self.state == "complete"
-
-    def has_failed(self):
-        return self.is_complete() and (self.exit_code != 0 or self.timed_out)
 
     def _move(self, state):
         if state not in STATES[self.state]:
@@ -698,14 +640,14 @@ class Job:
 
     def start(self, pid):
         self._move("running")
-        self.pid, self.started, self.began = pid, wall_ns(), time.monotonic()
+        self.pid, self.started, self._began = pid, wall_ns(), time.monotonic()
         self.changed.notify_all()
 
     def complete(self, text, code, held=False):
-        """End with what `exit` is to say, "" on success, and the exit code."""
+        """End with the text of `exit`, "" on success, and the exit code."""
         self._move("complete")
-        self.exit, self.exit_code, self.held, self.completed = text, code, held, wall_ns()
-        self.took = time.monotonic() - self.began if self.began else 0.0
+        self.exit, self.exit_code, self.held = text, code, held
+        self.completed, self._stopped = wall_ns(), time.monotonic()
         self.changed.notify_all()
         self.ended.notify_all()
 
@@ -719,26 +661,9 @@ def working_directory():
 
 
 def first_line(script):
-    """Return the beginning of the script's first line that is neither empty nor a comment, as text."""
+    """Return the beginning of the first line that is neither empty nor a comment, as text."""
     lines = [line.strip() for line in script[:4096].split(b"\n")]
     return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
-
-
-def slices(data):
-    """Yield the bytes in slices, without a copy."""
-    view = memoryview(data)
-    for begin in range(0, len(data), SLICE):
-        yield view[begin:begin + SLICE]
-
-
-def kept_pieces(output, which, offset, end):
-    """Yield the bytes of an output from an offset to another; ClientGone if some are dropped meanwhile."""
-    while offset < end:
-        if offset < output.start[which]:
-            raise ClientGone()      # so that the connection breaks before the end that was announced
-        data = output.read(which, offset, min(end - offset, SLICE))
-        offset += len(data)
-        yield data
 
 
 def as_text(pieces, size):
@@ -748,7 +673,7 @@ def as_text(pieces, size):
 
 def kept_text(output, which):
     start, end = output.start[which], output.end[which]
-    return as_text(kept_pieces(output, which, start, end), end - start) if start < end else ""
+    return as_text(output.pieces(which, start, end), end - start) if start < end else ""
 
 
 VIEW = {      # a job's fields in JSON, in this order
@@ -771,7 +696,8 @@ VIEW = {      # a job's fields in JSON, in this order
     "cwd": lambda job: readable(job.options.cwd or working_directory()),
     "timeout": lambda job: job.options.timeout,
     "tty": lambda job: job.options.tty and dict(zip(("rows", "cols"), job.options.tty)),
-    "script": lambda job: as_text(slices(job.script), len(job.script)),
+    "script": lambda job: as_text(
+        (job.script[begin:begin + SLICE] for begin in range(0, len(job.script), SLICE)), len(job.script)),
     "line": lambda job: first_line(job.script),
     "out_bytes": lambda job: job.output.end[OUT],
     "err_bytes": lambda job: job.output.end[ERR],
@@ -784,7 +710,7 @@ TEXT_FIELDS = tuple("id state exit duration label line".split())
 
 @functools.lru_cache(maxsize=64)
 def shown(fields):
-    """Return (name, view, whether to leave it out when it is empty, false or 0) of what is to be shown of a job."""
+    """Return (name, view, whether to leave it out if it is empty, false or 0) of each field to show."""
     left_out = {"out", "err", "exit"} | {"held", "timed_out", "dropped"}.difference(fields)
     return [(name, view, name in left_out) for name, view in VIEW.items() if name in fields or name in ALWAYS]
 
@@ -793,6 +719,7 @@ def jobs_json(jobs, fields):
     """Yield the jobs as JSON, in pieces of text: the `fields`, and those that are always shown."""
     import json
     encode, lead = json.encoder.encode_basestring, '{\n  "jobs": [\n    {'
+    quick = {str: encode, int: str}         # most values; JSONEncoder takes twice the time
     for job in jobs:
         text = lead
         for name, view, may_be_left_out in shown(fields):
@@ -800,10 +727,8 @@ def jobs_json(jobs, fields):
             if not value and may_be_left_out:
                 continue
             text += '\n      "%s": ' % name
-            if type(value) is str:          # most are; JSONEncoder takes twice the time
-                text += encode(value) + ","
-            elif type(value) is int:
-                text += "%d," % value
+            if type(value) in quick:
+                text += quick[type(value)](value) + ","
             elif isinstance(value, types.GeneratorType):
                 yield text + '"'
                 for part in value:
@@ -816,8 +741,7 @@ def jobs_json(jobs, fields):
     yield "\n    }\n  ]\n}\n" if jobs else '{\n  "jobs": []\n}\n'
 
 
-def escape_separators(text):
-    return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+SEPARATORS = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n"})
 
 
 def jobs_text(jobs, fields):
@@ -825,13 +749,15 @@ def jobs_text(jobs, fields):
     import json
     for job in jobs:
         line = ""
-        for value in (VIEW[name](job) for name in fields):
+        for name in fields:
+            value = VIEW[name](job)
             if isinstance(value, types.GeneratorType):
                 for part in value:
-                    yield line + escape_separators(part)
+                    yield line + part.translate(SEPARATORS)
                     line = ""
             elif value is not None:
-                line += escape_separators(value if type(value) is str else json.dumps(value, ensure_ascii=False))
+                text = value if type(value) is str else json.dumps(value, ensure_ascii=False)
+                line += text.translate(SEPARATORS)
             line += "\t"
         yield line[:-1] + "\n"
 
@@ -841,46 +767,40 @@ class JobStore:
 
     def __init__(self, keep, max_scripts):
         self.keep, self.max_scripts, self._script_bytes, self._next_id = keep, max_scripts, 0, 0
-        self._jobs = collections.OrderedDict()
+        self.jobs = collections.OrderedDict()
         self._complete = collections.OrderedDict()      # those, in the order of their ends
 
     def add(self, job):
         """Keep the job, and give it its id, which is never used again."""
         if self._script_bytes + len(job.script) > self.max_scripts:
             raise Error("insufficient storage", (
-                "the scripts of all jobs take %d bytes of %d: DELETE /jobs?state=complete, or start rtot with more "
-                "--max-total" % (self._script_bytes, self.max_scripts)))
+                "the scripts of all jobs take %d bytes of %d: DELETE /jobs?state=complete, or raise --max-total"
+                % (self._script_bytes, self.max_scripts)))
         self._script_bytes += len(job.script)
         job.id = self._next_id
         self._next_id += 1
-        self._jobs[job.id] = job
-
-    def __contains__(self, job):
-        return job.id in self._jobs
-
-    def get(self, number):
-        return self._jobs.get(number)
+        self.jobs[job.id] = job
 
     def remove(self, job):
-        if self._jobs.pop(job.id, None):
+        if self.jobs.pop(job.id, None):         # another request may have removed it
             self._complete.pop(job.id, None)
             self._script_bytes -= len(job.script)
 
     def retire(self, job):
-        """Note that the job is complete; return those of which nothing is kept: it if it was deleted, or the oldest."""
-        if job not in self:
+        """Note that the job is complete; return the jobs to forget: it, if it was deleted, or the oldest."""
+        if job.id not in self.jobs:
             return [job]
         self._complete[job.id] = job
-        if not self.keep or len(self._complete) <= self.keep:
+        if not 0 < self.keep < len(self._complete):
             return []
         oldest = next(iter(self._complete.values()))
         self.remove(oldest)
         return [oldest]
 
     def select(self, state=None, label=None, last=None):
-        """Return the `last` jobs in that state and with that label, in order of id; None is all, or any."""
-        newest_first = (job for job in reversed(self._jobs.values())
-                        if (state is None or job.state == state) and (label is None or job.options.label == label))
+        """Return the `last` jobs in that state and with that label, in order of id; None is all, as are no words."""
+        newest_first = (job for job in reversed(self.jobs.values())
+                        if state in (None, "", job.state) and label in (None, "", job.options.label))
         return list(itertools.islice(newest_first, last))[::-1]
 
 
@@ -1500,7 +1420,8 @@ class Runner:
             process.pid, killed, dumped = None, os.WIFSIGNALED(status), os.WCOREDUMP(status)
             number = os.WTERMSIG(status) if killed else os.WEXITSTATUS(status)
         if killed:
-            process.outcome = "signal: " + signal_words(number) + (" (core dumped)" if dumped else ""), 128 + number
+            words = SIGNAL_WORDS.get(number, "signal %d" % number)
+            process.outcome = "signal: " + words + (" (core dumped)" if dumped else ""), 128 + number
         else:
             number &= 255       # BSD gives more bits
             process.outcome = "exit status %d" % number if number else "", number
@@ -1639,7 +1560,7 @@ class Capture:
             data = b""
         if not data:
             self.close_pipe(process, fd)
-        elif job in self.store or not job.is_complete():        # else nobody can ask for it any more
+        elif job.id in self.store.jobs or not job.is_complete():        # else nobody can ask for it any more
             self.total.append(output, process.pipes[fd], data)
             job.changed.notify_all()
         if len(data) == READ_SIZE and len(self._wide) < WIDE_PIPES:
@@ -2713,9 +2634,9 @@ def bad(message, *values):
 
 
 def checked(pattern, right, convert=int):
-    """Return a type of option or parameter: a function that converts text, or else says what would be right.
+    """Return a type of option or parameter: a function that converts text.
 
-    Text that does not match is wrong, and text for which `convert` returns None.
+    If that does not match, or `convert` returns None, it says what would be right.
     """
     def parse(text):
         value = convert(text) if re.fullmatch(pattern, text, re.ASCII) else None
@@ -2726,7 +2647,7 @@ def checked(pattern, right, convert=int):
 
 
 def field_names(text):
-    """Return the fields of a job to show, in the order asked for; None if there is no such field."""
+    """Return the fields to show, in the order asked for; None if there is no such field."""
     names = tuple(filter(None, text.split(",")))
     if not set(names) <= {"all", *VIEW}:
         return None
@@ -2735,7 +2656,8 @@ def field_names(text):
 
 def number_of_signal(text):
     """Return the number of the signal INT, SIGINT or 2, or None."""
-    number = int(text) if text.isdigit() else signal_number(text)
+    name = "SIG" + re.sub("^SIG", "", text.upper())
+    number = int(text) if text.isdigit() else signal.Signals.__members__.get(name)
     return number if number in range(1, signal.NSIG) else None
 
 
@@ -2747,14 +2669,12 @@ parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M o
                      lambda text: int(text.rstrip("KMGkmg")) << SHIFTS.get(text[-1].upper(), 0))
 parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
 parse_flag = checked(".*", "flag: give it alone, =1 or =true, or =0 or =false for no", FLAGS.get)
-parse_side = checked("[0-9]{1,9}", "whole number from 1 to 65535",
-                     lambda text: int(text) if 1 <= int(text) <= 65535 else None)
+parse_side = checked("0*[1-9][0-9]{0,3}", "whole number from 1 to 9999")
 
 PARAMETERS = {
     "arg": bytes, "cwd": bytes, "env": bytes,           # as they are
     "label": str, "state": checked("|".join(STATES) + "|", "state; there are: " + " ".join(STATES), str),
-    "attach": parse_flag, "eof": parse_flag, "fail": parse_flag, "follow": parse_flag, "json": parse_flag,
-    "stdin": parse_flag, "text": parse_flag, "tty": parse_flag,
+    **dict.fromkeys("attach eof fail follow json stdin text tty".split(), parse_flag),
     "grace": checked(SECONDS, "number of seconds, like 5 or 0.5", float),
     "timeout": checked("(?=.*[1-9])" + SECONDS, "number of seconds over 0, like 5 or 0.5", float),
     "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",       # True is as long as it takes
@@ -2769,26 +2689,29 @@ PARAMETERS = {
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query by name, a tuple for those that are REPEATABLE; an Error for what is not `known`.
+    """Return the values of a query by name, lists of those that are REPEATABLE; an Error for what is not `known`.
 
-    It is the same dict for the same query, so nobody may change it.
+    It is the same for the same query, so nobody may change it.
     """
-    values = {}
+    given = {}
     for pair in filter(None, query.replace(b"+", b" ").split(b"&")):       # parse_qsl splits at ";" too, before 3.6.14
         name, _, value = pair.partition(b"=")
         name, value = readable(unquote(name)), unquote(value)
         if name not in known.split():
             raise bad("there is no parameter %r here; there are: %s", name, known or "none")
-        if name in values and name not in REPEATABLE:
+        if name in given and name not in REPEATABLE:
             raise bad("%s may be given once", name)
         if b"\0" in value:
             raise bad("%s has a NUL byte", name)
         convert = PARAMETERS[name]
         try:
-            values.setdefault(name, []).append(convert(value if convert is bytes else readable(value)))
+            value = convert(value if convert is bytes else readable(value))
         except argparse.ArgumentTypeError as error:
             raise bad("%s: %s", name, error)
-    given = {name: tuple(each) if name in REPEATABLE else each[0] for name, each in values.items()}
+        if name in REPEATABLE:
+            given.setdefault(name, []).append(value)
+        else:
+            given[name] = value
     effective = {name for name, value in given.items() if value is not False}
     for names in EXCLUSIVE:
         if effective.issuperset(names.split()):
@@ -2806,14 +2729,14 @@ def new_options(given, old, most_output):
     cwd = given.get("cwd")
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
         raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
-    tty, (rows, columns) = given.get("tty", bool(old.tty)), old.tty or DEFAULT_TERMINAL
+    tty, (rows, columns) = given.get("tty", bool(old.tty)), old.tty or (24, 80)
     if not tty and ("rows" in given or "cols" in given):
         raise bad("rows and cols are for a job with a terminal: give tty too")
     options = {name: given[name] for name in Options._fields if name in given}
     options["args"] = given.get("arg", old.args)
     options["tty"] = (given.get("rows", rows), given.get("cols", columns)) if tty else None
     if "env" in given:
-        options["env"] = tuple(tuple(pair.split(b"=", 1)) for pair in given["env"])
+        options["env"] = [pair.split(b"=", 1) for pair in given["env"]]
         if any(len(pair) < 2 or not pair[0] for pair in options["env"]):
             raise bad("env is like NAME=VALUE")
     return old._replace(**options)
@@ -2822,47 +2745,75 @@ def new_options(given, old, most_output):
 class OutputBody:
     """A body: what a job prints, as it comes, until it is complete; if it does not follow, what it has printed so far.
 
-    What something in the background prints after that does not belong to it: there might be no end.  When bytes were
-    dropped that it has not read, the connection breaks.  on_gone(job) is called if it is closed before the job is
-    complete, unless it is None.
+    What something in the background prints after that does not belong to it: there might be no end.  Before bytes are
+    dropped that it has not read, which breaks the connection, the job waits while it reads PACE bytes in PATIENCE
+    seconds; for an `owner`, the Connection of the client that started the job, while it reads at all.  on_gone(job),
+    if any, is called when it is closed before the job is complete.
     """
 
+    _since = None       # (progress, time) when the job began to wait for it, or it had read enough
+
     def __init__(self, client, job, which, offset, follows, owner=None, on_gone=None):
-        self.client, self.job, self.follows, self.on_gone = client, job, follows, on_gone
-        self.reader = Reader(job.output, which, offset, owner)
+        self.client, self.job, self.which, self.offset, self.follows = client, job, which, offset, follows
+        self.owner, self.on_gone = owner, on_gone
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
+        job.output.readers += (self,)
 
     async def read(self):
         """Return what comes next, as soon as there is something; b"" at the end."""
-        job, reader, output = self.job, self.reader, self.job.output
+        job, output, which = self.job, self.job.output, self.which
         while True:
             if self.end is None and job.is_complete():
-                self.end = output.end[reader.which]
-            if reader.has_lost:
+                self.end = output.end[which]
+            if self.offset < output.start[which]:
                 raise ClientGone()
-            end = output.end[reader.which] if self.end is None else self.end
-            if reader.offset < end:
+            end = output.end[which] if self.end is None else self.end
+            if self.offset < end:
                 data = self.take(end)
+                if output.consumed:
+                    output.consumed.notify_all()
                 if data:
                     return data
             elif self.end is not None:
                 return b""
             else:
                 await self.client.attend(job.changed.wait_for(
-                    lambda: reader.offset < output.end[reader.which] or job.is_complete()))
+                    lambda: self.offset < output.end[which] or job.is_complete()))
 
     def take(self, end):
-        """Read some of the output, up to `end`; return what read() is to return for it, maybe nothing."""
-        reader = self.reader
-        data = self.job.output.read(reader.which, reader.offset, min(WIDE_READ_SIZE, end - reader.offset))
-        reader.advance(len(data))
+        """Read some of the output, up to `end`; return what read() is to return for it, if anything."""
+        data = self.job.output.read(self.which, self.offset, min(WIDE_READ_SIZE, end - self.offset))
+        self.offset += len(data)
         return data
+
+    def delay(self, dropped):
+        """Return for how many seconds at most a drop of so many bytes waits for it."""
+        output, now = self.job.output, time.monotonic()
+        start, end = output.start[self.which], output.end[self.which]
+        if not start <= self.offset < min(end, start + dropped):        # it has lost some already, or loses none
+            self._since = None
+            return 0
+        # The system may hold megabytes for a slow owner: what it has passed on counts too.
+        progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
+        if self._since is None or progress != self._since[0]:
+            self._since = progress, now
+        remaining = self._since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
+        if remaining <= 0:
+            self._leave()
+        return max(remaining, 0)
+
+    def _leave(self):
+        """Let the job wait for it no more."""
+        output = self.job.output
+        output.readers = tuple(reader for reader in output.readers if reader is not self)
+        if output.consumed:
+            output.consumed.notify_all()
 
     def trailers(self):
         return [("Rtot-Exit", str(self.job.exit_code))] if self.follows else ()
 
     def close(self):
-        self.reader.close()
+        self._leave()
         if self.on_gone and not self.job.is_complete():
             self.on_gone(self.job)
 
@@ -2881,11 +2832,11 @@ class JsonLog(OutputBody):
         return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
 
     def take(self, end):
-        reader, lines, last = self.reader, [], min(end, self.reader.offset + SLICE)
-        while len(lines) < BATCH and reader.offset < last:
-            stream, ms, data = self.job.output.read_piece(LOG, reader.offset, min(SLICE, end - reader.offset))
-            lines += self._decode(stream, ms, data, reader.offset)
-            reader.advance(len(data))
+        lines, last = [], min(end, self.offset + SLICE)
+        while len(lines) < BATCH and self.offset < last:
+            stream, ms, data = self.job.output.read_piece(LOG, self.offset, min(SLICE, end - self.offset))
+            lines += self._decode(stream, ms, data, self.offset)
+            self.offset += len(data)
         return lines
 
     def _finish(self):
@@ -2909,7 +2860,7 @@ class JsonLog(OutputBody):
         return [value] if value["text"] else []
 
 
-try:        # what hmac has; but hmac itself brings 3.8 MB of libcrypto
+try:        # what hmac has, which brings 3.8 MB of libcrypto
     from _operator import _compare_digest as compare_digest
 except ImportError:
     from hmac import compare_digest
@@ -2932,30 +2883,24 @@ class App:
     async def answer(self, request):
         """Return the Response to a request; an Error if it can't be served."""
         reads, headers = request.method in ("GET", "HEAD"), request.headers
-        if reads and request.path in ("/ping", "/ping/"):
-            await self._refuse_body(request)
-            return await self.ping()
+        is_ping = reads and request.path in ("/ping", "/ping/")     # without the secret, whatever the query
         if (reads and request.path == "/" and b"text/html" in headers.get(b"accept", b"")
                 and b"rtot-secret" not in headers and b"authorization" not in headers):
             return page()
-        await self._authorize(request)
+        if not is_ping:
+            await self._authorize(request)
         (_, _, handler, known, takes_body), number = find_route(request.method, request.path)
         job = () if number is None else (self._find_job(number),)
-        given = parse_parameters(request.query, known)
+        given = {} if is_ping else parse_parameters(request.query, known)
         for name in CONDITIONS.intersection(headers) if not reads else ():
             raise bad("rtot would ignore the header %s: leave it out", name.decode("ascii"))
-        if not takes_body:
-            await self._refuse_body(request)
-        elif headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
+        if takes_body and headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
             raise Error("unsupported media type", "rtot does not decode Content-Encoding: %s: send the body as it is"
                         % readable(headers[b"content-encoding"]))
-        return await handler(self, request, given, *job)
-
-    @staticmethod
-    async def _refuse_body(request):
-        if not request.ended:
+        if not takes_body and not request.ended:
             await request.read_all(0, "bad request", (
                 "%s %s takes no body: parameters go into the URL, like ?name=value" % (request.method, request.path)))
+        return await handler(self, request, given, *job)
 
     async def _authorize(self, request):
         given = request.headers.get(b"rtot-secret")
@@ -2975,34 +2920,29 @@ class App:
 
     def _find_job(self, text):
         """Return the job of that number, or the last."""
-        if text == "last":
-            job = next(iter(self.store.select(last=1)), None)
-        elif re.fullmatch("-?[0-9]{1,18}", text, re.ASCII):
-            job = self.store.get(int(text))
-        else:
+        if text != "last" and not re.fullmatch("-?[0-9]{1,18}", text, re.ASCII):
             raise Error("invalid job number", '"%s" is no number of a job, nor last' % text)
+        jobs = self.store.jobs
+        job = next(reversed(jobs.values()), None) if text == "last" else jobs.get(int(text))
         if job is None:
             raise Error("no such job", "there is no job %s, or no longer" % text, jobs=[])
         return job
 
-    # The server.
+    uptime = property(lambda self: go_duration(round(time.monotonic() - self.began, 3)))
 
-    async def ping(self, *_):
-        text = '{\n  "message": "still here",\n  "uptime": "%s"\n}\n' % self._uptime()     # json takes 2 ms to import
+    async def ping(self, request, given):
+        text = '{\n  "message": "still here",\n  "uptime": "%s"\n}\n' % self.uptime        # json takes 2 ms to import
         return Response(200, text.encode("utf-8"), JSON)
-
-    def _uptime(self):
-        return go_duration(round(time.monotonic() - self.began, 3))
 
     async def root(self, request, given):
         links = {}
-        for _, path, _, parameters, _ in ROUTES[2:]:        # without its own
-            name = path[1:].replace("/{id}", ".byID").replace("/", ".")
-            query = "{?%s}" % parameters.replace(" ", ",") if parameters else ""
-            links.setdefault(name, path.replace("{id}", "{jobs.id}") + query)
+        for _, path, _, names, _ in ROUTES[2:]:         # without its own
+            query = "{?%s}" % names.replace(" ", ",") if names else ""
+            links.setdefault(path[1:].replace("/{id}", ".byID").replace("/", "."),
+                             path.replace("{id}", "{jobs.id}") + query)
         return Response.json(200, {
             "links": links, "version": __version__, "host": socket.gethostname(), "user": user_name(),
-            "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self._uptime(),
+            "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self.uptime,
             "jobs": {state: len(self.store.select(state)) for state in STATES}})
 
     async def die(self, request, given):
@@ -3014,10 +2954,8 @@ class App:
         self.is_stopping = True
         self.stop_asked.notify_all()
 
-    # Jobs.
-
     async def create(self, request, given, old=None):
-        """Make a job of the body and the parameters, or else of the script and the options of the old job, if any."""
+        """Make a job of the body and the parameters; the old job, if any, has what is not given."""
         if not old and request.length == 0 and b"content-length" not in request.headers:
             raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
         options = new_options(given, old.options if old else PLAIN, self.max_output)
@@ -3034,16 +2972,16 @@ class App:
         self.runner.submit(job, path)
         if given.get("follow"):
             on_gone = self.runner.cancel if given.get("attach") else None
-            body = OutputBody(request.client, job, LOG, 0, True, owner=request.client, on_gone=on_gone)
+            body = OutputBody(request.client, job, LOG, 0, True, request.client, on_gone)
             response = Response(201, body, TEXT, [("Location", job.href), UNBUFFERED])
         else:
             running = 201 if given.get("wait", False) is False else 202
-            response = await self._answer_job(request, given, job, 201, running)
+            response = await self.get(request, given, job, 201, running)
         response.job = job.id
         return response
 
     async def _script(self, request, old):
-        """Return the script in the body, with a #! line, or that of the old job if there is none."""
+        """Return the script in the body, with a #! line, or else that of the old job."""
         script = await request.read_all(self.max_script, "content too large", (
             "a script may have %d bytes here: start rtot with more --max-script" % self.max_script))
         if not script and old:
@@ -3058,7 +2996,7 @@ class App:
         return script if script.startswith(b"#!") else b"#!" + self.shell + b"\n" + script
 
     async def _wait(self, request, given, job):
-        """Wait for the end of the job, if that is asked for."""
+        """Wait for the end of the job, if that is asked for; return whether it is complete."""
         seconds = given.get("wait")
         try:
             if seconds and not job.is_complete():
@@ -3067,26 +3005,25 @@ class App:
             if given.get("attach"):
                 self.runner.cancel(job)
             raise
+        return job.is_complete()
 
-    async def _answer_job(self, request, given, job, complete, running):
-        """Wait and answer with the job, and the status for one that is complete or not, or 424 for one that failed."""
-        await self._wait(request, given, job)
-        status = 424 if given.get("fail") and job.has_failed() else complete if job.is_complete() else running
+    async def get(self, request, given, job, complete=200, running=202):
+        """Answer with the job, and the status for one that is complete or not; with `fail`, 424 if it failed."""
+        is_complete = await self._wait(request, given, job)
+        has_failed = is_complete and (job.exit_code != 0 or job.timed_out)
+        status = 424 if has_failed and given.get("fail") else complete if is_complete else running
         return self._answer_jobs(status, given, [job], [("Location", job.href)])
 
     @staticmethod
     def _answer_jobs(status, given, jobs, headers=()):
-        """Answer with the jobs as JSON, or as text if that is asked for."""
+        """Answer with the jobs, as JSON or text."""
         write, fields, content_type = ((jobs_text, TEXT_FIELDS, TEXT) if given.get("text") else
                                        (jobs_json, DEFAULT_FIELDS, JSON))
         return Response.of_pieces(status, write(jobs, given.get("fields", fields)), content_type, headers)
 
     async def list(self, request, given):
-        jobs = self.store.select(given.get("state") or None, given.get("label") or None, given.get("last"))
+        jobs = self.store.select(given.get("state"), given.get("label"), given.get("last"))
         return self._answer_jobs(200, given, jobs)
-
-    async def get(self, request, given, job):
-        return await self._answer_job(request, given, job, 200, 202)
 
     async def delete(self, request, given, *job):
         """End and forget the job, or all with that state and label."""
@@ -3103,16 +3040,19 @@ class App:
         return Response(200, job.script, TEXT)
 
     async def exit(self, request, given, job):
-        await self._wait(request, given, job)
-        return Response(200, b"%d\n" % job.exit_code, TEXT) if job.is_complete() else Response(202)
+        is_complete = await self._wait(request, given, job)
+        return Response(200, b"%d\n" % job.exit_code, TEXT) if is_complete else Response(202)
 
     async def output(self, request, given, job, which):
         """Answer with what the job has printed: all, from the byte that Range or `from` names, or the last lines.
 
-        206 tells that bytes before the first may be missing: they were dropped, or Range did not ask for them.
+        206 tells that bytes before the first may be missing: they were dropped, or Range did not ask for them.  Other
+        ranges are ignored, and all with If-Range, as they may be (RFC 9110, 14.2).
         """
-        output, follow = job.output, given.get("follow", False)
-        first = given.get("from") if which == LOG else range_start(request)
+        output, follow, first = job.output, given.get("follow", False), given.get("from")
+        match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
+        if match and b"if-range" not in request.headers and request.method == "GET" and which != LOG:
+            first = int(match.group(1))
         offset = output.start[which] if first is None else first
         if "tail" in given:
             if first is not None:
@@ -3132,11 +3072,9 @@ class App:
             headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
             status = 206
         if not follow and end - offset <= SLICE:
-            return Response(status, b"".join(kept_pieces(output, which, offset, end)), TEXT, headers)
+            return Response(status, b"".join(output.pieces(which, offset, end)), TEXT, headers)
         body = OutputBody(request.client, job, which, offset, follow)
         return Response(status, body, TEXT, headers, None if follow else end - offset)
-
-    # Talking to a job.
 
     async def stdin(self, request, given, job):
         if not (job.options.stdin or job.options.tty):
@@ -3171,12 +3109,6 @@ class App:
         return Response(204)
 
 
-def range_start(request):
-    """Return the N of Range: bytes=N-; None for others, which may be ignored (RFC 9110, 14.2), and with If-Range."""
-    match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
-    return int(match.group(1)) if match and b"if-range" not in request.headers and request.method == "GET" else None
-
-
 @functools.lru_cache(maxsize=1)
 def user_name():
     import pwd
@@ -3188,7 +3120,7 @@ def user_name():
 
 @functools.lru_cache(maxsize=128)
 def find_route(method, path):
-    """Return (a row of ROUTES, the number of a job as text or None)."""
+    """Return (a row of ROUTES, the number of the job as text or None)."""
     place = path[:-1] if path[1:].endswith("/") else path       # /jobs/ is /jobs
     if place != path and method == "DELETE":
         raise bad("DELETE %s: leave the last slash out, or name a job behind it if a variable was empty", path)

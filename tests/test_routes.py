@@ -200,7 +200,7 @@ class CreateTest(ServerCase):
                 ("?timeout=nan", "number of seconds"), ("?timeout=1e3", "number of seconds"), ("?timeout=1_0", "number"),
                 ("?wait=-1", "wait: '-1' is no number of seconds"), ("?wait=soon", "number of seconds"), ("?env=FOO", "NAME=VALUE"),
                 ("?env==x", "NAME=VALUE"), ("?cwd=/no/such", "no directory"), ("?cwd=/etc/passwd", "no directory"),
-                ("?rows=10", "give tty"), ("?cols=10", "give tty"), ("?tty&rows=0", "from 1 to 65535"),
+                ("?rows=10", "give tty"), ("?cols=10", "give tty"), ("?tty&rows=0", "from 1 to 9999"),
                 ("?tty&rows=x", "whole number"), ("?tty&cols=70000", "whole number"), ("?tty=maybe", "flag"),
                 ("?stdin=2", "flag"), ("?wait&follow", "not both: wait follow"), ("?label=a&label=b", "once"),
                 ("?arg=a%00b", "NUL"), ("?fields=nope", "'nope' is no list of fields; there are: href id out"), ("?tail=3", "no parameter 'tail'"),
@@ -255,7 +255,7 @@ class FailTest(ServerCase):
 
     def test_a_failed_job_is_a_424_that_carries_the_job(self):
         for script, text in (("echo out; exit 3", "exit status 3"), ("kill -9 $$", "signal: killed"),
-                             ("#!/no/such\n", "fork/exec /no/such: no such file or directory")):
+                             ("kill -40 $$", "signal: signal 40"), ("#!/no/such\n", "fork/exec /no/such: no such file or directory")):
             answer = self.server.post("/jobs?wait&fail", script)
             self.assertEqual((answer.status, answer.job["exit"]), (424, text))
             self.assertEqual(answer.headers["location"], answer.job["href"])
@@ -627,6 +627,14 @@ class ListTest(ServerCase):
         self.assertNotIn("content-length", answer.headers)      # RFC 9110, 8.6
         self.assertEqual(self.server.get("/jobs").jobs, [])
         self.assertEqual(self.server.get("/jobs/%d" % third).status, 404)
+
+    def test_a_job_that_is_deleted_while_its_deletion_comes_in_is_gone_once(self):
+        number = self.server.run("true")["id"]
+        with self.server.send(b"DELETE /jobs/%d HTTP/1.1\r\nTransfer-Encoding: chunked\r\n%b\r\n" % (number, AUTH)) as connection:
+            self.server.settle(1)
+            self.assertEqual(self.server.delete("/jobs/%d" % number).status, 204)
+            connection.sendall(b"0\r\n\r\n")
+            self.assertEqual(split_answer(connection.recv(10000))[0], 204)
 
 
 class WaitTest(ServerCase):
