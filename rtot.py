@@ -11,7 +11,7 @@ A request: Server.accept makes a Connection.  Its task, Connection.serve, reads 
 the secret and calls the handler that ROUTES names, which returns a Response; Connection sends it.  An Error that is
 raised on the way is answered in Connection._serve_one.
 A job: App.create reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
-rest of its life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Capture.read
+rest of its life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Process._read
 takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
 Each section uses only those above it.  Where a change belongs:
@@ -59,14 +59,14 @@ LINUX = sys.platform.startswith("linux")
 # Imported at the first authenticated request, since GET /ping and the page do without these 6.7 MB; all at once, since
 # later there may be no descriptor to import with.
 LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile", "termios",
-         "traceback", "urllib.parse")
+         "traceback")
 
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit, for which a job waits for output that something else holds
 LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
 KILL_FOR = 5.0          # s of SIGKILLs, before rtot gives up
-LOOK_AT_ALL_AFTER = 0.05        # s from a SIGCHLD to a look at all children, of 1 us each
+LOOK_AT_ALL_AFTER = 0.1         # s from a SIGCHLD to a look at all children, of 1 us each
 MANY_SILENT = 100       # processes whose output has ended that are asked at each SIGCHLD whether they have exited
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
 WIDE_PIPE = 1 << 20     # bytes that a pipe may hold that was found full: the most without privileges (pipe(7))
@@ -117,23 +117,20 @@ REASONS = {
     503: "Service Unavailable", 505: "HTTP Version Not Supported", 507: "Insufficient Storage",
 }
 
-# The status of each kind of error; most are called like the status.
+# The status of each kind of error.
 KINDS = {reason.lower(): status for status, reason in REASONS.items()}
 KINDS.update({"malformed request": 400, "invalid job number": 400, "not authorized": 401, "no such job": 404})
-CLOSING = (401, 408, 411, 413, 414, 431, 501, 505)      # it can't be told where the next request begins
 
 
 class Error(Exception):
     """Why a request can't be served: raised anywhere, answered in Connection._serve_one.
 
-    `kind` is one of KINDS, `error` in the JSON; `message` says what would be right.  `headers` are pairs for the
-    answer, `extra` stands before the two in its JSON.  `closes`: the connection is closed after it.
+    `kind` is one of KINDS, `message` says what would be right.  `headers` are pairs; `extra` goes into the JSON too.
     """
 
     def __init__(self, kind, message, headers=(), **extra):
         super().__init__(message)
         self.kind, self.message, self.headers, self.extra, self.status = kind, message, headers, extra, KINDS[kind]
-        self.closes = kind == "malformed request" or self.status in CLOSING
 
 
 class ClientGone(BaseException):
@@ -149,10 +146,7 @@ RETRY_AFTER = 0.02      # s after which a timer is called again that found no me
 
 
 class Task:
-    """A coroutine that the loop runs from one wait to the next.
-
-    A task that is woken looks again whether it may go on, so a wake-up too many does no harm.
-    """
+    """A coroutine that runs from one wait to the next.  Woken, it looks again, so a wake-up too many does no harm."""
 
     __slots__ = ("loop", "coroutine", "waits", "_error")
 
@@ -167,18 +161,18 @@ class Task:
             self.loop.ready.append(self)
 
     def throw(self, error):
-        """Raise `error` where the task waits, or else where it waits next; None takes back one not raised yet."""
+        """Raise `error` where the task waits, now or next; None takes back one not raised yet."""
         self._error = error
         self.wake()
 
     def step(self):
         """Run the task until it waits or ends; what it raises is the caller's."""
-        error = self._error if self.coroutine.cr_await else None        # never before its first step
+        error = None
         try:
-            if error is None:
+            if self._error is None or not self.coroutine.cr_await:      # never before its first step
                 self.coroutine.send(None)
             else:
-                self._error = None
+                error, self._error = self._error, None
                 self.coroutine.throw(error)
         except (StopIteration, ClientGone):
             self.loop.tasks.discard(self)
@@ -203,7 +197,8 @@ class Condition:
         for task in self._waiters or ():
             task.wake()
 
-    async def wait_for(self, predicate, timeout=None):
+    @types.coroutine
+    def wait_for(self, predicate, timeout=None):
         """Wait until predicate() is true, which is asked at each notify_all, or for `timeout` s; return its result."""
         result = predicate()
         if result:
@@ -214,13 +209,15 @@ class Condition:
         self._waiters[task] = None
         try:
             while not result and (timer is None or timer[2]):
-                await self.loop.suspend()
+                task.waits = True
+                yield               # to Task.step
                 result = predicate()
             return result
         finally:
             del self._waiters[task]
             self._waiters = self._waiters or None
-            self.loop.cancel(timer)
+            if timer:
+                timer[2] = None
 
 
 class Loop:
@@ -233,17 +230,11 @@ class Loop:
         self.ready, self.tasks, self.current = collections.deque(), set(), None
         self.report, self.relieve = sys.excepthook, gc.collect
         self._selector, self._watched = selectors.DefaultSelector(), {}     # the SelectorKey of each descriptor
-        self._timers, self._timer_count, self._canceled = [], itertools.count(), 0
+        self._timers, self._timer_count, self._most_timers = [], itertools.count(), 1000
         self._stepped, self._stopped = 0.0, False       # when the current task was resumed
 
     def spawn(self, coroutine):
         return Task(self, coroutine)
-
-    @types.coroutine
-    def suspend(self):
-        """Let others run until the current task is woken."""
-        self.current.waits = True
-        yield
 
     @types.coroutine
     def turn(self):
@@ -256,8 +247,8 @@ class Loop:
         if time.monotonic() - self._stepped > STEP:
             await self.turn()
 
-    async def sleep(self, seconds):
-        await Condition(self).wait_for(lambda: False, seconds)
+    def sleep(self, seconds):
+        return Condition(self).wait_for(lambda: False, seconds)
 
     def watch(self, fd, events, callback):
         """Call callback(events) whenever the descriptor is ready for READ or WRITE, as `events` says."""
@@ -273,20 +264,17 @@ class Loop:
             self._selector.unregister(fd)
 
     def call_later(self, seconds, function):
-        """Call function() after that time; return the timer, for cancel().  timer[2] is None once it was called."""
+        """Call function() after that time; return the timer.
+
+        timer[2] is the function, and None once it was called.  None written there cancels it.
+        """
+        if len(self._timers) > self._most_timers:       # most were canceled
+            self._timers = [timer for timer in self._timers if timer[2]]
+            heapq.heapify(self._timers)
+            self._most_timers = 1000 + 2 * len(self._timers)
         timer = [time.monotonic() + seconds, next(self._timer_count), function]
         heapq.heappush(self._timers, timer)
         return timer
-
-    def cancel(self, timer):
-        """Cancel it, if it is neither None nor called already."""
-        if timer and timer[2]:
-            timer[2] = None
-            self._canceled += 1
-            if self._canceled > max(1000, len(self._timers) // 2):
-                self._timers = [each for each in self._timers if each[2]]
-                heapq.heapify(self._timers)
-                self._canceled = 0
 
     def catch_signals(self, handlers):
         """Call handlers[number]() in the loop when that signal comes."""
@@ -326,8 +314,6 @@ class Loop:
             function, timer[2] = timer[2], None
             if function:
                 self._call(function, retry=True)
-            else:
-                self._canceled -= 1
         for _ in range(GENERATIONS):            # a few, since those who make each other ready would starve the rest
             for _ in range(len(self.ready)):
                 self.current, self._stepped = self.ready.popleft(), time.monotonic()
@@ -374,7 +360,7 @@ class Output:
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.readers, self.consumed = (), None      # OutputBody that are waited for; see Capture._wait_for_readers
+        self.readers, self.consumed = (), None      # those that are waited for; see Process._wait_for_readers
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
@@ -607,7 +593,7 @@ PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, 
 
 
 class Job:
-    """A record of one run.  Runner writes its state and times, Capture its output, JobStore its id; others read.
+    """A record of one run.  Runner writes its state and times, Process its output, JobStore its id; others read.
 
     `created`, `started` and `completed` are ns since 1970, 0 until then.  `changed` is notified of output and of each
     change of state, `ended` of the end alone.
@@ -810,7 +796,7 @@ SHEBANG_SIZE = 256      # bytes that the kernel reads of a script (linux/binfmts
 
 
 def parse_shebang(script):
-    """Return (interpreter, argument or None) by the rules of Linux's fs/binfmt_script.c.
+    """Return (interpreter,) or (interpreter, argument) by the rules of Linux's fs/binfmt_script.c.
 
     It reads 256 bytes, takes one argument, cuts blanks around it, and needs no newline at the end of the file.
     OSError ENOEXEC or EACCES for what it would not take.
@@ -823,7 +809,7 @@ def parse_shebang(script):
     name, blanks, argument = re.match(b"([^ \t\0]*)([ \t]*)([^\0]*)", line).groups()
     if not name:
         raise os_error(errno.EACCES)
-    return name, argument if blanks else None
+    return (name, argument) if blanks else (name,)
 
 
 def os_error(number):
@@ -840,10 +826,7 @@ def explain_failure(script, code):
 
 
 class Workspace:
-    """The server's directory of scripts: 0700, locked by flock(2) while the server lives, gone after it.
-
-    That of a server that was killed is not locked any more: the next server sweeps it.
-    """
+    """The server's directory of scripts: 0700, locked by flock(2) while it lives; the next one sweeps what is not."""
 
     PREFIX, FALLBACK = "rtot-", "/dev/shm"      # where a host that is mounted read-only may still be written
 
@@ -864,10 +847,7 @@ class Workspace:
 
     @staticmethod
     def _remove_stale(entry):
-        """Remove the directory if no server locks it, and one of our user has made it.
-
-        Then it is ours and 0700, as its files are, which have numbers for names; rtot 1.0 made files of 0600.
-        """
+        """Remove it if no server locks it, and it is as we make it: ours, 0700, as its files (0600 by rtot 1.0)."""
         import fcntl
 
         def is_ours(entry, kind):
@@ -908,32 +888,23 @@ class Workspace:
         except OSError:                     # there are no locks here: nobody can sweep it, either
             pass
 
-    def _create(self):
-        """Return (path, descriptor) of a new file, in a directory that is made if there is none (any more)."""
-        try:
-            if self._fd is None:
-                self._make()
-            path = b"%s/%d" % (self._directory, next(self._names))
-            # Executable, for a script that runs itself: exec flock "$0" "$0".
-            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)
-        except FileNotFoundError:           # somebody has cleaned the temporary directory, or swept this one
-            if self._directory is None:
-                raise
-            self.close()
-            return self._create()
-
     def write(self, data):
         """Return the path of a file that holds all of `data`."""
         path = fd = None
         try:
-            path, fd = self._create()
-            rest = data
+            if self._fd is None:
+                self._make()
+            path, rest = b"%s/%d" % (self._directory, next(self._names)), data
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)     # for exec flock "$0" "$0"
             while rest:                     # write(2) may take a part
                 rest = rest[os.write(fd, rest):]
             return path
         except OSError as error:
             if path:
                 self.remove(path)
+            if isinstance(error, FileNotFoundError) and self._directory:
+                self.close()                # somebody has cleaned the temporary directory, or swept this one
+                return self.write(data)
             where = readable(self._directory or b"a temporary directory")
             raise Error("insufficient storage", "the script can't be written to %s: %s; TMPDIR can name another place"
                         % (where, error.strerror)) from error
@@ -976,8 +947,8 @@ class Process:
     `changed` is notified of all this.
     """
 
-    def __init__(self, job, loop):
-        self.job, self.loop, self.changed = job, loop, Condition(loop)
+    def __init__(self, job, runner):
+        self.job, self.runner, self.loop, self.changed = job, runner, runner.loop, Condition(runner.loop)
         self.pid, self.outcome, self.signalers, self.pipes, self.input, self.terminal = None, None, 0, {}, None, None
         self._is_fed, self._line = False, b""       # does a task write to its input; the line of a terminal so far
 
@@ -987,6 +958,156 @@ class Process:
     def __exit__(self, *_):
         self.signalers -= 1
         self.changed.notify_all()
+
+    def open_ends(self, ends):
+        """Open pipes or a terminal; add what the child gets as its descriptors 0 to 2 to `ends`."""
+        options = self.job.options
+        if options.tty:
+            self.terminal, slave = os.openpty()
+            self.pipes[self.terminal] = OUT
+            ends.extend((slave, slave, slave))
+            self.input = os.dup(self.terminal)
+            set_size(slave, *options.tty)
+        else:
+            stdin, self.input = os.pipe() if options.stdin else (self.runner.null, None)
+            ends.append(stdin)
+            for stream in (OUT, ERR):
+                fd, end = os.pipe()
+                self.pipes[fd] = stream
+                ends.append(end)
+        if self.input is not None:
+            os.set_blocking(self.input, False)
+        for fd in self.pipes:
+            os.set_blocking(fd, False)
+            self._watch(fd)
+
+    def close(self):
+        """Keep nothing of it, which may never have started: nobody signals it any more."""
+        for fd in list(self.pipes):
+            self._close_pipe(fd)
+        self._close_input()
+        if self.pid is not None:
+            if not self.outcome:                # the server ends without waiting any longer
+                send(os.killpg, self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0 if self.outcome else os.WNOHANG)
+        self.pid = None
+
+    def has_exited(self):
+        """Has the script exited?  Note how; its zombie stays, where there is a waitid."""
+        if self.outcome or self.pid is None:
+            return True
+        if HAS_WAITID:
+            info = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if not info:
+                return False
+            number, killed, dumped = info.si_status, info.si_code != os.CLD_EXITED, info.si_code == os.CLD_DUMPED
+        else:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if not pid:
+                return False
+            self.pid, killed, dumped = None, os.WIFSIGNALED(status), os.WCOREDUMP(status)
+            number = os.WTERMSIG(status) if killed else os.WEXITSTATUS(status)
+        if killed:
+            words = SIGNAL_WORDS.get(number, "signal %d" % number)
+            self.outcome = "signal: " + words + (" (core dumped)" if dumped else ""), 128 + number
+        else:
+            number &= 255       # BSD gives more bits
+            self.outcome = "exit status %d" % number if number else "", number
+        self.changed.notify_all()
+        return True
+
+    # What it prints.
+
+    def _watch(self, fd):
+        self.loop.watch(fd, READ, lambda events: self._read(fd))
+
+    def _read(self, fd):
+        """Read once; return how many bytes there were."""
+        job, output, runner = self.job, self.job.output, self.runner
+        size = WIDE_READ_SIZE if fd in runner.wide else READ_SIZE
+        if output.readers:      # of what is read at once, they can get no more than is kept
+            size = min(size, output.limit)
+            if not output.consumed and runner.total.delay(output, size):
+                output.consumed = Condition(self.loop)
+                self.loop.spawn(self._wait_for_readers(size))
+            if output.consumed:
+                return 0
+        try:
+            data = os.read(fd, size)
+        except BlockingIOError:
+            return 0
+        except OSError:         # EIO: nobody has the terminal open, now or any more
+            if not self.outcome:
+                self.loop.unwatch(fd)
+                self.loop.call_later(LOOK_AFTER, lambda: self.terminal == fd and self._watch(fd))
+                runner.note_silent(self)
+                return 0
+            data = b""
+        if not data:
+            self._close_pipe(fd)
+        elif job.id in runner.store.jobs or not job.is_complete():      # else nobody can ask for it any more
+            runner.total.append(output, self.pipes[fd], data)
+            job.changed.notify_all()
+        if len(data) == READ_SIZE and len(runner.wide) < WIDE_PIPES:
+            self._widen(fd)
+        return len(data)
+
+    def _widen(self, fd):
+        """Let a pipe that was found full hold more."""
+        import fcntl
+        self.runner.wide.add(fd)
+        try:
+            fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
+        except OSError:         # a terminal, another system, more than its user may have
+            pass
+
+    def _close_pipe(self, fd):
+        del self.pipes[fd]
+        self.loop.unwatch(fd)
+        self.runner.wide.discard(fd)
+        os.close(fd)
+        if self.terminal == fd:
+            self.terminal = None
+            self._close_input()
+        if not self.pipes:
+            self.job.held = False
+            self.changed.notify_all()
+            self.runner.note_silent(self)
+
+    def _drain(self):
+        """Read what its pipes hold, and not much of what comes meanwhile."""
+        for fd in list(self.pipes):
+            for _ in range(WIDE_PIPE // READ_SIZE):
+                if not self._read(fd):
+                    break
+
+    async def wait_for_end_of_output(self):
+        """Wait for it, HELD_AFTER at most if something in the background still holds the output."""
+        output = self.job.output
+        printed = output.end[LOG] + WIDE_PIPE * len(self.pipes)     # by the script itself; followers may hold it up
+        self._drain()
+        while not await self.changed.wait_for(lambda: not self.pipes, HELD_AFTER):
+            self._drain()
+            if not output.consumed or output.end[LOG] >= printed:
+                return
+
+    async def _wait_for_readers(self, size):
+        """Read no more, until no follower that is waited for would lose anything."""
+        output = self.job.output
+
+        def delay():
+            return self.pipes and self.runner.total.delay(output, size)
+        for fd in self.pipes:
+            self.loop.unwatch(fd)
+        try:
+            while delay():
+                await output.consumed.wait_for(lambda: not delay(), delay())
+        finally:
+            output.consumed = None
+            for fd in self.pipes:
+                self._watch(fd)
+
+    # What it reads.
 
     async def feed(self, data, eof):
         """Write all of `data` to the standard input, then close it if `eof`; Error "conflict" if it is closed."""
@@ -1004,9 +1125,9 @@ class Process:
                 except BlockingIOError:
                     await self._writable()
                 except OSError:             # EPIPE: nobody reads it any more
-                    self.close_input()
+                    self._close_input()
             if eof and self.terminal is None:       # a terminal stays open
-                self.close_input()
+                self._close_input()
         finally:
             self._is_fed = False
             self.changed.notify_all()
@@ -1042,11 +1163,11 @@ class Process:
             if self.input is not None:
                 self.loop.unwatch(fd)
 
-    def close_input(self):
-        if self.input is not None:
-            self.loop.unwatch(self.input)
-            os.close(self.input)
-            self.input = None
+    def _close_input(self):
+        fd, self.input = self.input, None
+        if fd is not None:
+            self.loop.unwatch(fd)
+            os.close(fd)
             self.changed.notify_all()
 
 
@@ -1061,41 +1182,8 @@ def read_stat(pid):
     return (int(fields[3]), int(fields[2])) if lives else (None, None)
 
 
-class Sessions:
-    """Who lives in each session.  /proc is read in steps, and once for all who ask meanwhile."""
-
-    def __init__(self, loop):
-        self.loop, self._read = loop, Condition(loop)
-        self._is_reading, self._readings, self._found = False, 0, None
-
-    async def members(self, session):
-        """Return the pids of the living members by process group; None without a /proc of our pid_namespaces(7)."""
-        wanted = self._readings + (2 if self._is_reading else 1)        # one that has begun may have missed some
-        while self._readings < wanted:
-            if not self._is_reading:            # in a task of its own: the client that asks may go
-                self._is_reading = True
-                self.loop.spawn(self._read_all())
-            await self._read.wait_for(lambda: not self._is_reading)
-        return None if self._found is None else self._found.get(session, {})
-
-    async def _read_all(self):
-        sessions, found = {}, None
-        try:
-            if os.readlink("/proc/self") == str(os.getpid()):
-                for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-                    session, group = read_stat(pid)
-                    sessions.setdefault(session, {}).setdefault(group, []).append(pid)
-                    await self.loop.breathe()
-                found = sessions
-        except OSError:
-            pass
-        finally:
-            self._is_reading, self._readings, self._found = False, self._readings + 1, found
-            self._read.notify_all()
-
-
 def send(kill, target, *numbers):
-    """Signal by os.kill or os.killpg; return False for what we may not signal: it runs as another user, as by sudo."""
+    """Signal by os.kill or os.killpg; return False for what runs as another user, as by sudo."""
     try:
         for number in numbers:
             kill(target, number)
@@ -1138,7 +1226,28 @@ class Spawner:
         # 0.06 ms; Popen takes 0.13 ms, and before Python 3.10 it forks: 0.6 ms, and 6 ms with 500 MB held.
         self._can_spawn = hasattr(os, "posix_spawn")
 
-    def start(self, executable, argv, ends, options):
+    def start(self, *args):
+        """Start it as _start() does, with the limit of jobs."""
+        if not self.nofile:
+            return self._start(*args)
+        import resource
+        pipe = os.pipe()                        # the numbers that Popen's own will have
+        for fd in pipe:
+            os.close(fd)
+        if max(pipe) < self.nofile[0]:          # those of the job are less: the system takes the lowest one
+            resource.setrlimit(resource.RLIMIT_NOFILE, self.nofile)
+            try:
+                return self._start(*args)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.nofile[1]))
+        pid = self._start(*args)                # it is lowered as soon as possible
+        try:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, self.nofile)
+        except PermissionError:                 # it is another user's by now
+            pass
+        return pid
+
+    def _start(self, executable, argv, ends, options):
         """Start it with `ends` as its descriptors 0 to 2; return its pid.  OSError, of options.cwd if that is why."""
         environ = dict(self._environ)
         if options.cwd is not None:
@@ -1152,12 +1261,13 @@ class Spawner:
         can_move = options.cwd is None or hasattr(os, "O_PATH") and os.access(".", os.X_OK)
         if self._can_spawn and can_move and (LINUX or not options.tty):
             try:
-                return self._spawn(executable, argv, ends, options, environ)
+                return self._spawn(executable, argv, environ, ends, options)
             except NotImplementedError:         # a C library without POSIX_SPAWN_SETSID: glibc before 2.26
                 self._can_spawn = False
-        return self._fork(executable, argv, ends, options, environ)
+        return self._fork(executable, argv, environ, ends, options)
 
-    def _spawn(self, executable, argv, ends, options, environ):
+    @staticmethod
+    def _spawn(executable, argv, environ, ends, options):
         """Start it by posix_spawn(3), which knows no directory: for a moment it is ours, too."""
         actions = [(os.POSIX_SPAWN_DUP2, fd, to) for to, fd in enumerate(ends)]
         if options.tty:     # a session leader that opens a terminal gets it as its controlling one: credentials(7)
@@ -1167,77 +1277,47 @@ class Spawner:
             if home is not None:
                 os.chdir(options.cwd)
             # Python ignores these two signals; others have their defaults, or no_action.
-            return self._with_limit(max(ends), lambda: os.posix_spawn(
-                executable, argv, environ, setsid=True, file_actions=actions,
-                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ)))
+            return os.posix_spawn(executable, argv, environ, setsid=True, file_actions=actions,
+                                  setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
         finally:
             if home is not None:
                 os.fchdir(home)
                 os.close(home)
 
-    def _fork(self, executable, argv, ends, options, environ):
-        """Start it by Popen; with a preexec_fn for a terminal alone, since that makes a job take 15% longer.
-
-        A signal to our group may reach the child, too.  Its handler then writes to our pipe of signals, but before
-        Popen returns, so Loop.catch_signals takes both for one.
-        """
+    @staticmethod
+    def _fork(executable, argv, environ, ends, options):
+        """Start it by Popen; with a preexec_fn for a terminal alone, since that makes a job take 15% longer."""
         import fcntl
         import subprocess
         import termios
-
-        def start():        # every other descriptor is close-on-exec (PEP 446); see prepare_process
-            child = subprocess.Popen(
-                argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2], cwd=options.cwd,
-                env=environ, close_fds=False, start_new_session=True,
-                preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if options.tty else None)
-            child.returncode = 0                # Runner waits for it, not Popen
-            return child.pid
-        pipe = os.pipe()                        # the numbers that Popen's own will have
-        for fd in pipe:
-            os.close(fd)
-        return self._with_limit(max(ends + pipe), start)
-
-    def _with_limit(self, highest, start):
-        """Return the pid that start() returns, which is called with the limit of jobs if it allows for `highest`."""
-        if not self.nofile:
-            return start()
-        import resource
-        if highest < self.nofile[0]:
-            resource.setrlimit(resource.RLIMIT_NOFILE, self.nofile)
-            try:
-                return start()
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.nofile[1]))
-        pid = start()                           # it is lowered as soon as possible
-        try:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, self.nofile)
-        except PermissionError:                 # it is another user's by now
-            pass
-        return pid
+        child = subprocess.Popen(       # every other descriptor is close-on-exec (PEP 446); see prepare_process
+            argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2], cwd=options.cwd, env=environ,
+            close_fds=False, start_new_session=True,
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if options.tty else None)
+        child.returncode = 0            # Runner waits for it, not Popen
+        return child.pid
 
 
 class Runner:
     """Owns every process: nobody else spawns, signals or reaps.  `run` is the life of a job.
 
     `parallel` jobs run at a time, 0 is all; the others wait as `new`.  `on_complete` is called with each complete job,
-    `say` with a line for the log.  Whatever ends a job comes to end(), but cancel() for one that is new.
+    `say` with a line for the log.
     """
 
     def __init__(self, loop, store, workspace, spawner, total, parallel, on_complete, say):
         self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
         self.total, self.parallel, self.on_complete, self.say = total, parallel, on_complete, say
-        self.sessions, self.capture = Sessions(loop), Capture(loop, store, total, self._on_silent)
         self._queue = collections.OrderedDict()     # the scripts of the jobs without a place, first come first served
         self._placed = set()                        # the jobs with a place
-        self._processes, self._silent = {}, set()   # by the id of the job; those whose output ended before them
+        self.processes, self._silent = {}, set()    # by job; those whose output has ended before them
+        self.null, self.wide = open_null(), set()   # the input of most jobs; pipes that hold more
         self._gone, self._is_stopping = Condition(loop), False      # nothing is left of a process
         self._look, self._freed = None, 0           # a timer; bytes forgotten since malloc gave back
-        self._null = open_null()
+        # Of /proc: is it being read; when did the last reading begin; the pids by session and process group, or None.
+        self._proc_changed, self._is_reading, self._read_at, self._sessions = Condition(loop), False, 0.0, None
 
-    @property
-    def is_busy(self):
-        """Does a job run, or wait to?"""
-        return bool(self._placed or self._queue)
+    is_busy = property(lambda self: bool(self._placed or self._queue))      # does a job run, or wait to?
 
     # The life of a job.
 
@@ -1255,32 +1335,35 @@ class Runner:
 
     async def run(self, job, script):
         """A task: the life of a job that has a place, until nothing is left to signal."""
-        process, name = Process(job, self.loop), script
+        process, words = Process(job, self), [script]
         try:
             if job.is_complete():               # canceled since it got its place
                 return
             try:
                 if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
                     script = self.workspace.write(job.script)
-                name, argument = parse_shebang(job.script)
-                self._spawn(process, [name] + ([] if argument is None else [argument]) + [script, *job.options.args])
+                words = [*parse_shebang(job.script), script, *job.options.args]
+                self._spawn(process, words)
             except (OSError, ValueError, MemoryError, Error) as error:
-                self._not_started(job, name, error)
+                self._not_started(job, words[0], error)
                 return
             job.start(process.pid)
             await process.changed.wait_for(lambda: process.outcome, job.options.timeout)
-            if not self._has_exited(process):
+            if not process.has_exited():
                 job.timed_out = True
                 self.loop.spawn(self.end(process, signal.SIGTERM, GRACE))
                 await process.changed.wait_for(lambda: process.outcome)
-            await self.capture.wait_for_end(process)
+            await process.wait_for_end_of_output()
             self._complete(job, *process.outcome, held=bool(process.pipes))
             await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
             self.workspace.remove(script)
             await process.changed.wait_for(
                 lambda: not process.signalers and (self._is_stopping or not process.pipes))
         finally:
-            self._clean_up(process)
+            process.close()
+            self._silent.discard(process)
+            self.processes.pop(job, None)
+            self._gone.notify_all()
             self.workspace.remove(script)
             if not job.is_complete():           # the server ends, or has a fault that the log tells
                 self._complete(job, "rtot gave it up", 126)
@@ -1308,58 +1391,21 @@ class Runner:
                        127 if number == errno.ENOENT else 126)
 
     def _spawn(self, process, argv):
-        """Start [interpreter, argument, script, ...], not the script: its directory may be mounted noexec.
+        """Start the interpreter with the script, which may be on a file system that is mounted noexec.
 
-        And it might meet "text file busy", as 28 to 81 of 1600 did that were written beside forks.
+        Nor can it meet "text file busy", as 28 to 81 of 1600 scripts did that were written beside forks.
         """
         executable = argv[0] if b"/" in argv[0] else b"./" + argv[0]        # no search of PATH
-        ends = []
+        ends, most = [], self.spawner.descriptors
         try:
-            self._open_ends(process, ends)
-            process.pid = self.spawner.start(executable, argv, tuple(ends), process.job.options)
+            process.open_ends(ends)
+            if max(ends) >= most - min(RESERVED, most // 4):        # nobody could come in to delete a job
+                raise os_error(errno.EMFILE)
+            process.pid = self.spawner.start(executable, argv, ends, process.job.options)
         finally:
-            for fd in set(ends) - {self._null}:
+            for fd in set(ends) - {self.null}:
                 os.close(fd)
-        self._processes[process.job.id] = process
-
-    def _open_ends(self, process, ends):
-        """Open pipes or a terminal; add what the child gets as its descriptors 0 to 2 to `ends`."""
-        options = process.job.options
-        if options.tty:
-            process.terminal, slave = os.openpty()
-            process.pipes[process.terminal] = OUT
-            ends.extend((slave, slave, slave))
-            process.input = os.dup(process.terminal)
-            set_size(slave, *options.tty)
-        else:
-            stdin, process.input = os.pipe() if options.stdin else (self._null, None)
-            ends.append(stdin)
-            for stream in (OUT, ERR):
-                fd, end = os.pipe()
-                process.pipes[fd] = stream
-                ends.append(end)
-        if process.input is not None:
-            os.set_blocking(process.input, False)
-        for fd in process.pipes:
-            os.set_blocking(fd, False)
-            self.capture.watch(process, fd)
-        if max(ends) >= self.spawner.descriptors - min(RESERVED, self.spawner.descriptors // 4):
-            raise os_error(errno.EMFILE)        # or nobody could come in to delete a job
-
-    def _clean_up(self, process):
-        """Keep nothing of a process, which may never have started: nobody signals it any more."""
-        self.capture.drain(process)
-        for fd in list(process.pipes):
-            self.capture.close_pipe(process, fd)
-        process.close_input()
-        if process.pid is not None:
-            if not process.outcome:             # the server ends without waiting any longer
-                send(os.killpg, process.pid, signal.SIGKILL)
-            os.waitpid(process.pid, 0 if process.outcome else os.WNOHANG)
-        process.pid = None
-        self._silent.discard(process)
-        self._processes.pop(process.job.id, None)
-        self._gone.notify_all()
+        self.processes[process.job] = process
 
     def _release(self, job):
         """Keep nothing of a job that was forgotten, and let malloc give that back in a moment."""
@@ -1368,72 +1414,42 @@ class Runner:
             self._freed = 0
             self.loop.call_later(TRIM_AFTER, give_memory_back)
 
-    def process(self, job):
-        """Return the job's Process, or None before it starts, and after it was reaped."""
-        return self._processes.get(job.id)
-
     # Exits.
 
     def child_exited(self):
-        """SIGCHLD has come: ask those whose output has ended, which are nearly all who exit, then all.
-
-        To ask 1,000 takes 1 ms, but others may hold the output, and signals that come together are one.
-        """
+        """SIGCHLD has come: ask those whose output has ended, nearly all who exit; later all, which takes 1 us each."""
         self.loop.call_later(0, self._ask_silent)       # when this turn has read what they have printed
         self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
 
-    def _on_silent(self, process):
-        if not self._has_exited(process):
+    def note_silent(self, process):
+        """Note that the output of a process has ended."""
+        if not process.has_exited():
             self._silent.add(process)
 
     def _ask_silent(self):
         for process in list(self._silent)[:MANY_SILENT]:
-            self._has_exited(process)
+            if process.has_exited():
+                self._silent.discard(process)
 
     def _ask_all(self):
         """Ask all, and reap what came to us as PID 1, or as a subreaper."""
         self._look = None
-        for process in list(self._processes.values()):
-            self._has_exited(process)
+        for process in self.processes.values():
+            process.has_exited()
         try:
             with open("/proc/self/task/%d/children" % os.getpid()) as file:     # proc_pid_task(5)
                 children = set(map(int, file.read().split()))
         except OSError:         # a kernel without it; then a zombie that is kept hides those behind it
-            info = HAS_WAITID and self._processes and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            info = HAS_WAITID and self.processes and os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             children = {info.si_pid} if info else set()
-        for pid in children - {process.pid for process in self._processes.values()}:
+        for pid in children - {process.pid for process in self.processes.values()}:
             os.waitpid(pid, os.WNOHANG)
-
-    def _has_exited(self, process):
-        """Has its leader exited?  Note how; its zombie stays, where there is a waitid."""
-        if process.outcome or process.pid is None:
-            return True
-        if HAS_WAITID:
-            info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if not info:
-                return False
-            number, killed, dumped = info.si_status, info.si_code != os.CLD_EXITED, info.si_code == os.CLD_DUMPED
-        else:
-            pid, status = os.waitpid(process.pid, os.WNOHANG)
-            if not pid:
-                return False
-            process.pid, killed, dumped = None, os.WIFSIGNALED(status), os.WCOREDUMP(status)
-            number = os.WTERMSIG(status) if killed else os.WEXITSTATUS(status)
-        if killed:
-            words = SIGNAL_WORDS.get(number, "signal %d" % number)
-            process.outcome = "signal: " + words + (" (core dumped)" if dumped else ""), 128 + number
-        else:
-            number &= 255       # BSD gives more bits
-            process.outcome = "exit status %d" % number if number else "", number
-        self._silent.discard(process)
-        process.changed.notify_all()
-        return True
 
     # Signals.
 
     async def kill(self, job, number, grace):
         """Do as end() does; an Error if nothing is left, or some may not be signalled."""
-        process = self.process(job)
+        process = self.processes.get(job)
         if process is None or process.pid is None or process.outcome and not process.pipes:
             raise Error("conflict", ("job %d has not started: DELETE cancels it" if job.state == "new" else
                                      "job %d is complete: there is nothing to signal") % job.id)
@@ -1473,24 +1489,52 @@ class Runner:
                          % (process.job.id, " ".join(map(str, living))))
 
     async def _signal(self, process, *numbers):
-        """Signal all groups of the session; return the pids of those that live, and of those that it may not signal.
+        """Signal all groups of the session, as timeout(1) and `set -m` make them; return two lists of pids.
 
-        timeout(1), and a shell under set -m, make further groups; their numbers may be a stranger's by now, that of the
-        leader is pinned.  Without /proc, its group alone is signalled, and the first is None.
+        Those that live, None without /proc, where only the leader's group is signalled; those that we may not signal.
         """
         session = process.pid
         if session is None:
             return [], []
         send(os.killpg, session, *numbers)
-        groups = await self.sessions.members(session)
-        if groups is None:
+        sessions = await self._living()
+        if sessions is None:
             return None, []
-        for group, pids in groups.items():
+        groups = sessions.get(session, {})
+        for group, pids in groups.items():          # whose number may be a stranger's by now; the leader's is pinned
             if group != session and any(read_stat(pid) == (session, group) for pid in pids):
                 send(os.killpg, group, *numbers)
             await self.loop.breathe()
         living = [pid for pids in groups.values() for pid in pids]
         return living, [pid for pid in living if not send(os.kill, pid, 0)]
+
+    async def _living(self):
+        """Return the pids that live by session and process group; None without a /proc of our pid_namespaces(7).
+
+        /proc is read once for all who ask meanwhile, in a task of its own: the client that asks may go.
+        """
+        asked = time.monotonic()
+        while self._read_at < asked:            # a reading that began before may have missed some
+            if not self._is_reading:
+                self._is_reading = True
+                self.loop.spawn(self._read_proc())
+            await self._proc_changed.wait_for(lambda: not self._is_reading)
+        return self._sessions
+
+    async def _read_proc(self):
+        began, sessions, found = time.monotonic(), {}, None
+        try:
+            if os.readlink("/proc/self") == str(os.getpid()):
+                for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+                    session, group = read_stat(pid)
+                    sessions.setdefault(session, {}).setdefault(group, []).append(pid)
+                    await self.loop.breathe()
+                found = sessions
+        except OSError:
+            pass
+        finally:
+            self._is_reading, self._read_at, self._sessions = False, began, found
+            self._proc_changed.notify_all()
 
     def cancel(self, job):
         """End a job that is not complete; one that is new is complete at once."""
@@ -1500,7 +1544,7 @@ class Runner:
                 self.workspace.remove(script)
             self._complete(job, CANCELED, 126)
         elif not job.is_complete():
-            self.loop.spawn(self.end(self.process(job), signal.SIGTERM, GRACE))
+            self.loop.spawn(self.end(self.processes[job], signal.SIGTERM, GRACE))
 
     async def end_or_release(self, jobs):
         """End the jobs that are not complete, and keep the output of none."""
@@ -1513,7 +1557,7 @@ class Runner:
 
     def end_all(self, number, grace):
         """End all processes, those in the background too."""
-        for process in self._processes.values():
+        for process in self.processes.values():
             self.loop.spawn(self.end(process, number, grace))
 
     async def stop(self):
@@ -1523,104 +1567,7 @@ class Runner:
         self.end_all(signal.SIGTERM, GRACE)
         await self.loop.turn()                  # then `signalers` counts these
         self._is_stopping = True                # what has left its session, by setsid(2), may still hold some output
-        await self._gone.wait_for(lambda: not self._processes and not self.is_busy, 2 * GRACE)
-
-
-class Capture:
-    """Reads what processes print into the outputs of their jobs; calls on_silent(process) when that has ended."""
-
-    def __init__(self, loop, store, total, on_silent):
-        self.loop, self.store, self.total, self.on_silent = loop, store, total, on_silent
-        self._wide = set()                      # descriptors that hold more
-
-    def watch(self, process, fd):
-        self.loop.watch(fd, READ, lambda events: self.read(process, fd))
-
-    def read(self, process, fd):
-        """Read once; return how many bytes there were."""
-        job, output = process.job, process.job.output
-        size = WIDE_READ_SIZE if fd in self._wide else READ_SIZE
-        if output.readers:      # of what is read at once, they can get no more than is kept
-            size = min(size, output.limit)
-            if not output.consumed and self.total.delay(output, size):
-                output.consumed = Condition(self.loop)
-                self.loop.spawn(self._wait_for_readers(process, size))
-            if output.consumed:
-                return 0
-        try:
-            data = os.read(fd, size)
-        except BlockingIOError:
-            return 0
-        except OSError:         # EIO: nobody has the terminal open, now or any more
-            if not process.outcome:
-                self.loop.unwatch(fd)
-                self.loop.call_later(LOOK_AFTER, lambda: process.terminal == fd and self.watch(process, fd))
-                self.on_silent(process)
-                return 0
-            data = b""
-        if not data:
-            self.close_pipe(process, fd)
-        elif job.id in self.store.jobs or not job.is_complete():        # else nobody can ask for it any more
-            self.total.append(output, process.pipes[fd], data)
-            job.changed.notify_all()
-        if len(data) == READ_SIZE and len(self._wide) < WIDE_PIPES:
-            self._widen(fd)
-        return len(data)
-
-    def _widen(self, fd):
-        """Let a pipe that was found full hold more."""
-        import fcntl
-        self._wide.add(fd)
-        try:
-            fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
-        except OSError:         # a terminal, another system, more than its user may have
-            pass
-
-    def close_pipe(self, process, fd):
-        del process.pipes[fd]
-        self.loop.unwatch(fd)
-        self._wide.discard(fd)
-        os.close(fd)
-        if process.terminal == fd:
-            process.terminal = None
-            process.close_input()
-        if not process.pipes:
-            process.job.held = False
-            process.changed.notify_all()
-            self.on_silent(process)
-
-    def drain(self, process):
-        """Read what its pipes hold, and not much of what comes meanwhile."""
-        for fd in list(process.pipes):
-            for _ in range(WIDE_PIPE // READ_SIZE):
-                if not self.read(process, fd):
-                    break
-
-    async def wait_for_end(self, process):
-        """Wait for the end of the output, HELD_AFTER at most if something in the background still holds it."""
-        output = process.job.output
-        printed = output.end[LOG] + WIDE_PIPE * len(process.pipes)      # by the script itself; followers may hold it up
-        self.drain(process)
-        while not await process.changed.wait_for(lambda: not process.pipes, HELD_AFTER):
-            self.drain(process)
-            if not output.consumed or output.end[LOG] >= printed:
-                return
-
-    async def _wait_for_readers(self, process, size):
-        """Read no more, until no follower that is waited for would lose anything."""
-        output = process.job.output
-
-        def delay():
-            return process.pipes and self.total.delay(output, size)
-        for fd in process.pipes:
-            self.loop.unwatch(fd)
-        try:
-            while delay():
-                await output.consumed.wait_for(lambda: not delay(), delay())
-        finally:
-            output.consumed = None
-            for fd in process.pipes:
-                self.watch(process, fd)
+        await self._gone.wait_for(lambda: not self.processes and not self.is_busy, 2 * GRACE)
 
 
 # ------------------------------------------------------------------------------------------------ HTTP
@@ -1638,31 +1585,20 @@ QUOTED = br'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*
 CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?:" + TOKEN + b"|" + QUOTED
          + b"))?)*")                                                            # RFC 9112, 7.1 and 7.1.1
 ONCE = frozenset((b"host", b"content-length", b"transfer-encoding", b"rtot-secret", b"authorization"))
-NO_TRAILER = ONCE | {b"content-encoding", b"content-type", b"content-range", b"trailer", b"expect", b"range"}
 TLS_HANDSHAKE = b"\x16"     # how TLS begins: the type of the first record (RFC 8446, 5.1)
 WANT_READ, WANT_WRITE = 2, 3        # errno of what ssl raises if it would block; the same in all versions of OpenSSL
-JSON, TEXT, HTML, JSON_LINES = ("%s; charset=utf-8" % kind for kind in (
+JSON, TEXT, HTML, JSON_LINES = (kind + "; charset=utf-8" for kind in (
     "application/json", "text/plain", "text/html", "application/x-ndjson"))
+malformed = functools.partial(Error, "malformed request")       # for what is not HTTP as RFC 9112 has it
 
 
 def unquote(data):
     """Return bytes without their percent-encoding."""
-    if b"%" not in data:
-        return data
-    from urllib.parse import unquote_to_bytes
-    return unquote_to_bytes(data)
-
-
-def malformed(message):
-    """Return the error for what is not HTTP as RFC 9112 has it."""
-    return Error("malformed request", message)
+    return re.sub(b"%([0-9A-Fa-f]{2})", lambda match: bytes((int(match.group(1), 16),)), data)
 
 
 def split_head(head):
-    """Return (match of the request line, headers) of a head; an Error for one that is too large, or no HTTP.
-
-    The head need not be whole: without its first line the match is None.
-    """
+    """Return (match of the request line, headers) of a head, which need not be whole: without a first line, None."""
     line, newline, fields = head.partition(b"\n")
     if len(line) > MAX_LINE:
         raise Error("uri too long", "the request line may have %d bytes: put data into the body" % MAX_LINE)
@@ -1673,47 +1609,7 @@ def split_head(head):
         raise malformed("the first line has to be like: GET /jobs HTTP/1.1")
     if match and match.group(3) != b"1":
         raise Error("http version not supported", "rtot speaks HTTP/1.1 and HTTP/1.0")
-    return match, fields
-
-
-def parse_head(head, complete=True):
-    """Return what a Request is made of, from its head without the empty line; an Error if it can't be served.
-
-    Of a head that is not complete, Host may be missing.
-    """
-    match, fields = split_head(head)
-    method, target, _, minor = match.groups()
-    match = TARGET.fullmatch(target)
-    if match:
-        path, query = match.group(1) or b"/", match.group(2) or b""
-        if b"%" in path:
-            path = unquote(re.sub(b"%2[Ff]", b"%252F", path))       # which separates nothing: RFC 3986, 2.2
-        path = readable(path)
-    elif method == b"OPTIONS" and target == b"*" or method == b"CONNECT" and HOST.fullmatch(target):
-        path, query = readable(target), b""
-    else:
-        raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
-    version, headers = 10 if minor == b"0" else 11, parse_headers(fields)
-    if not HOST.fullmatch(headers.get(b"host", b"" if version == 10 or not complete else b" ")):
-        raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
-    return method.decode("ascii"), path, query, version, headers, body_length(headers, version)
-
-
-parse_small_head = functools.lru_cache(maxsize=128)(parse_head)      # clients send the same again and again
-
-
-def body_length(headers, version):
-    """Return the length of the body in bytes, None for a chunked one: RFC 9112, 6.3."""
-    length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
-    if coding is not None:
-        if length is not None or version == 10:
-            raise malformed("Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0")
-        if coding.lower() != b"chunked":
-            raise Error("not implemented", "the one transfer coding that rtot reads is chunked")
-        return None
-    if length is not None and not re.fullmatch(b"0*[0-9]{1,18}", length):
-        raise malformed("Content-Length has to be a decimal number of bytes")
-    return int(length or 0)
+    return match, parse_headers(fields[:fields.rfind(b"\n") + 1])
 
 
 def parse_headers(fields):
@@ -1733,22 +1629,56 @@ def parse_headers(fields):
     return headers
 
 
+@functools.lru_cache(maxsize=128)           # clients send the same again and again
+def parse_head(head, complete=True):
+    """Return what a Request is made of, from its head without the empty line; an Error if it can't be served.
+
+    Of a head that is not complete, the request line may be missing, and Host.
+    """
+    match, headers = split_head(head)
+    if not match:
+        return None
+    method, target, _, minor = match.groups()
+    version, match = 10 if minor == b"0" else 11, TARGET.fullmatch(target)
+    if match:
+        path, query = match.group(1) or b"/", match.group(2) or b""
+        path = unquote(re.sub(b"%2[Ff]", b"%252F", path))       # which separates nothing: RFC 3986, 2.2
+    elif method == b"OPTIONS" and target == b"*" or method == b"CONNECT" and HOST.fullmatch(target):
+        path, query = target, b""
+    else:
+        raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
+    if not HOST.fullmatch(headers.get(b"host", b"" if version == 10 or not complete else b" ")):
+        raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
+    length, coding = headers.get(b"content-length", b"0"), headers.get(b"transfer-encoding")        # RFC 9112, 6.3
+    if coding is not None and (b"content-length" in headers or version == 10):
+        raise malformed("Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0")
+    if coding is not None and coding.lower() != b"chunked":
+        raise Error("not implemented", "the one transfer coding that rtot reads is chunked")
+    if not re.fullmatch(b"0*[0-9]{1,18}", length):
+        raise malformed("Content-Length has to be a decimal number of bytes")
+    options = [option.strip() for option in headers.get(b"connection", b"").lower().split(b",")]
+    keeps = b"close" not in options and (version == 11 or b"keep-alive" in options)
+    expects = version == 11 and headers.get(b"expect", b"").lower() == b"100-continue"
+    return (method.decode("ascii"), readable(path), query, version, headers, None if coding else int(length), keeps,
+            expects)
+
+
 class Request:
     """What a client asked for: `path` as text, decoded; `query` as bytes, as it came; `headers` by lower-case name.
 
-    `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one.  `client` is the Connection.
-    The body is read (RFC 9112, 6 and 7) until it has `ended`; `timeout`: s without a byte of it, None is no limit.
-    `_remaining` bytes of it, or of this chunk, are to be read.  `_is_held_back`: the client waits for a 100.
+    `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one; `keeps`: another may follow.
+    `timeout`: s without a byte of the body, None is no limit; `_remaining` bytes of it, or of this chunk, are to come
+    until it has `ended`; `_is_held_back`: the client waits for a 100 before it sends it.
     """
 
     def __init__(self, client, head):
-        self.method, self.path, self.query, self.version, self.headers, self.length = head
+        (self.method, self.path, self.query, self.version, self.headers, self.length, self.keeps,
+         self._is_held_back) = head
         self.client, self.timeout, self.ended = client, client.server.limits.body, self.length == 0
         self._remaining = self.length or 0
-        self._is_held_back = self.headers.get(b"expect", b"").lower() == b"100-continue" and self.version == 11
 
     async def read(self):
-        """Return the next bytes of the body, at most SLICE, as soon as there are some; b"" at the end."""
+        """Return what comes next of the body, at most SLICE bytes; b"" at the end."""
         if not self._remaining and not self.ended:
             await self._begin_chunk()
         if self.ended:
@@ -1757,14 +1687,13 @@ class Request:
             await self._receive()
         data = self.client.take(min(self._remaining, SLICE))
         self._remaining -= len(data)
-        if not self._remaining and self.length is not None:
-            self.ended = True
-        elif not self._remaining and await self._line():
+        self.ended = not self._remaining and self.length is not None
+        if not (self._remaining or self.ended) and await self._line():
             raise malformed("a chunk was not followed by CR LF")
         return data
 
     async def read_all(self, limit, kind, message):
-        """Return the body; raise an Error over `limit` bytes, before they are read if that is known."""
+        """Return the body; an Error if it has more than `limit` bytes, as soon as that is known."""
         data = bytearray()
         while not self.ended:
             if not self._remaining:
@@ -1783,7 +1712,7 @@ class Request:
             line = await self._line()
             self.ended = not line
             trailers += line + b"\r\n" if line else b""
-            if NO_TRAILER.intersection(parse_headers(trailers)):
+            if ONCE.intersection(parse_headers(trailers)):
                 raise malformed("a trailer can't frame the message, nor name its sender")
         await self.client.loop.breathe()            # they may be tiny
 
@@ -1805,44 +1734,39 @@ class Request:
 
 
 class Pieces:
-    """A body that is made as it is sent, from an iterator of bytes; other bodies have the same three methods."""
+    """A body that is made as it is sent, from an iterator of bytes.
+
+    Others too have read(), the next bytes or b"" at the end, ClientGone if it can't be reached; trailers(), the pairs
+    behind it; and close().
+    """
+
+    trailers = close = lambda self: ()
 
     def __init__(self, iterator):
         self._iterator = iterator
 
     async def read(self):
-        """Return the next bytes, b"" at the end; ClientGone if it can't be reached."""
         return next(self._iterator, b"")
-
-    def trailers(self):
-        """Return pairs that go out behind the end."""
-        return ()
-
-    def close(self):
-        pass
 
 
 def gather(pieces):
-    """Yield pieces of text as bytes, in blocks of SLICE characters or more, or of BATCH pieces."""
+    """Return the next pieces of text as bytes: SLICE characters or more, or BATCH pieces; b"" at the end."""
     parts, size = [], 0
     for piece in pieces:
         parts.append(piece)
         size += len(piece)
         if size >= SLICE or len(parts) >= BATCH:
-            yield "".join(parts).encode("utf-8", "replace")
-            parts, size = [], 0
-    if parts:
-        yield "".join(parts).encode("utf-8", "replace")
+            break
+    return "".join(parts).encode("utf-8", "replace")
 
 
 class Response:
     """An answer.  `body` is bytes, or like Pieces, with its `length` in bytes, None if that is not known.
 
-    `closes`: the connection is closed after it.  `policy`: what a browser may do with it, nothing by default.  `job`:
-    the id of the job that was made, for the log.
+    `policy`: what a browser may do with it.  `job`: the id of the job that was made, for the log.
     """
 
-    closes, job, policy = False, None, "default-src 'none'; frame-ancestors 'none'"
+    job, policy = None, "default-src 'none'; frame-ancestors 'none'"
 
     def __init__(self, status, body=b"", content_type=None, headers=(), length=None):
         self.status, self.body, self.content_type, self.headers = status, body, content_type, headers
@@ -1850,29 +1774,26 @@ class Response:
 
     @classmethod
     def json(cls, status, value, headers=()):
-        """Indented by two spaces and ended by a newline, in UTF-8."""
         import json
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         return cls(status, text.encode("utf-8", "replace"), JSON, headers)
 
     @classmethod
     def of_pieces(cls, status, pieces, content_type, headers=()):
-        """Answer with an iterator of text; what is large is made as it is sent, so that it is never held whole."""
-        blocks = gather(pieces)
+        """Answer with text from an iterator; what is large is made as it is sent, so it is never held whole."""
+        blocks = iter(functools.partial(gather, pieces), b"")
         first, second = next(blocks, b""), next(blocks, None)
         body = first if second is None else Pieces(itertools.chain((first, second), blocks))
         return cls(status, body, content_type, headers)
 
     @classmethod
     def of_error(cls, error):
-        response = cls.json(error.status, dict(error.extra, error=error.kind, message=error.message), error.headers)
-        response.closes = error.closes
-        return response
+        return cls.json(error.status, dict(error.extra, error=error.kind, message=error.message), error.headers)
 
 
 @functools.lru_cache(maxsize=256)
 def head_start(status, content_type, policy, seconds):
-    """Return the head of an answer up to what differs from one to the next; `seconds` since 1970."""
+    """Return what many answers begin with; `seconds` since 1970."""
     lines = ["HTTP/1.1 %d %s" % (status, REASONS[status]), "Rtot-Version: " + __version__,
              "Date: " + utc("%a, %d %b %Y %H:%M:%S GMT", seconds), "Cache-Control: no-store",
              "X-Content-Type-Options: nosniff", "Content-Security-Policy: " + policy]
@@ -1881,53 +1802,38 @@ def head_start(status, content_type, policy, seconds):
 
 def response_head(request, response, keep):
     """Return the head of an answer as bytes; `keep`: another request may follow."""
+    length = response.length
     head = head_start(response.status, response.content_type, response.policy, int(time.time()))
-    headers = list(response.headers)
-    if response.length is not None and response.status != 204:
-        head += "Content-Length: %d\r\n" % response.length
-    elif response.length is None and request.version == 11:
-        headers.append(("Transfer-Encoding", "chunked"))
-        if response.body.trailers():
-            headers.append(("Trailer", ", ".join(name for name, _ in response.body.trailers())))
-    if not keep or request.version == 10:
-        headers.append(("Connection", "keep-alive" if keep else "close"))
-    for name, value in headers:
+    for name, value in response.headers:
         if "\r" in value or "\n" in value:
             raise ValueError("a header that goes out has a line end: %s" % name)
         head += "%s: %s\r\n" % (name, value)
+    if length is not None and response.status != 204:
+        head += "Content-Length: %d\r\n" % length
+    elif length is None and request.version == 11:
+        head += "Transfer-Encoding: chunked\r\n" + "".join("Trailer: %s\r\n" % name
+                                                           for name, _ in response.body.trailers())
+    if not keep or request.version == 10:
+        head += "Connection: %s\r\n" % ("keep-alive" if keep else "close")
     return (head + "\r\n").encode("latin-1")
-
-
-def refuse(client):
-    """Answer 503 on the socket of a client for which there is no room, if that takes no time; return the answer."""
-    # By hand, since there may be no descriptor to import json with.
-    body = (b'{\n  "error": "service unavailable",\n  "message": "all connections are in use: try again, or allow more '
-            b'by --max-connections and ulimit -n"\n}\n')
-    response = Response(503, body, JSON, [("Retry-After", "1")])
-    try:
-        client.setblocking(False)
-        client.send(response_head(None, response, keep=False) + body)
-    except OSError:
-        pass
-    return response
 
 
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection.  `serve` is its life, a task, which alone writes to the socket.
 
-    What comes is taken into `buffer` whatever the task does, so the end of the input, `at_end`, is noticed at once.
-    `waiting_since`: when it began to wait for a request, on the monotonic clock; None while one is served that came
-    with the secret.  While it waits it may be evicted to make room.  `is_fresh`: it has got no answer yet;
-    `is_known`: it has shown the secret once.
+    What comes is taken into `buffer` whatever the task does, so the end of the input, `at_end`, is noticed at once;
+    `changed` tells of both.  `waiting_since`, on the monotonic clock: when it began to wait for a request, and may be
+    closed to make room; None while one with the secret is served.  `is_fresh`: it has got no answer yet; `is_known`:
+    it has shown the secret once.
     """
 
     def setup(self):
-        self.loop, self.socket = self.server.loop, self.request      # socketserver calls the socket a request
+        self.loop, self.socket = self.server.loop, self.request     # as socketserver calls a socket
         self.address = "unix" if self.server.address_family == socket.AF_UNIX else re.sub(
             "^::ffff:", "", self.client_address[0])     # IPv4 by way of an IPv6 socket
-        self.buffer, self.at_end, self._fd = bytearray(), False, self.socket.fileno()
+        self.buffer, self.at_end, self.changed = bytearray(), False, Condition(self.loop)
         self.is_fresh, self.is_known, self.waiting_since = True, False, time.monotonic()
-        self._tls, self._watched, self._attended, self._changed = False, 0, False, Condition(self.loop)
+        self._fd, self._tls, self._watched, self._attended = self.socket.fileno(), False, 0, False
         self.socket.setblocking(False)
         self._recv = self._first_recv if self.server.tls else self.socket.recv
         self._watch()
@@ -1935,14 +1841,14 @@ class Connection(socketserver.BaseRequestHandler):
         self.task = self.loop.spawn(self.serve())
 
     async def serve(self):
-        """Serve one request after the other, then close."""
         limits, keep = self.server.limits, True
         try:
             while keep:
-                if not self.buffer:         # a handshake of TLS has the time of a head
+                if self.buffer:             # the next has come already
+                    await self.loop.breathe()
+                else:                       # a handshake of TLS has the time of a head
                     await self.receive(limits.head if self.server.tls and self.is_fresh else limits.idle)
                 keep = await self._serve_one()
-                await self.loop.breathe()               # the next may have come already
             await self._linger()
         finally:
             self.loop.unwatch(self._fd)
@@ -1964,7 +1870,9 @@ class Connection(socketserver.BaseRequestHandler):
             except Exception:
                 self.loop.report(*sys.exc_info())
                 response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
-            keep = self._may_keep(request, response)
+            # Not after a body that was not read, or may come (411), nor where closing ends the answer.
+            keep = bool(request and request.ended and request.keeps and response.status not in (401, 411) and (
+                request.version == 11 or response.length is not None) and not self.server.app.is_stopping)
             self.is_fresh = False
             sent = await self._send_response(request, response, keep)
             return keep
@@ -1974,29 +1882,19 @@ class Connection(socketserver.BaseRequestHandler):
                 self.server.log.access(self.address, request, response, sent, self.waiting_since - began)
 
     def _watch(self, writes=0):
-        """Watch the socket for more to read, if there is room, and if `writes` is WRITE for that, once."""
+        """Watch the socket for more to read, if there is room; for room to write, once, if `writes` is WRITE."""
         wanted = writes | READ * (not self.at_end and len(self.buffer) < MAX_BUFFER)
         if wanted != self._watched:
             self.loop.watch(self._fd, wanted, self._on_event)
             self._watched = wanted
 
     def _on_event(self, events):
+        """Take what has come into the buffer, and wake the task."""
+        self.changed.notify_all()
         if events & WRITE:
             self._watch()
-        if events & READ or self._tls:
-            self._fill_buffer()
-        self._changed.notify_all()
-
-    def _first_recv(self, size):
-        """Receive from a client that is to speak TLS: begin that, unless it speaks plain HTTP."""
-        if self.socket.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
-            self.socket = self.server.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-            self._tls = True
-        self._recv = self.socket.recv       # which shakes hands
-        return self._recv(size)
-
-    def _fill_buffer(self):
-        """Take what has come into the buffer."""
+        if not (events & READ or self._tls):
+            return
         try:
             data = self._recv(READ_SIZE)
             while data and self._tls and self.socket.pending() and len(self.buffer) < MAX_BUFFER:
@@ -2017,16 +1915,24 @@ class Connection(socketserver.BaseRequestHandler):
         if self.at_end or len(self.buffer) >= MAX_BUFFER:
             self._watch(self._watched & WRITE)
 
+    def _first_recv(self, size):
+        """Begin TLS, unless the client speaks plain HTTP, and receive."""
+        if self.socket.recv(1, socket.MSG_PEEK) == TLS_HANDSHAKE:
+            self.socket = self.server.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            self._tls = True
+        self._recv = self.socket.recv       # which shakes hands
+        return self._recv(size)
+
     async def receive(self, seconds, part=None):
         """Wait until more has come into the buffer, for some seconds at most, None is no limit.
 
-        If nothing comes: ClientGone, or an Error that names the part of a request that is missing.
+        If nothing comes: ClientGone, or an Error that names the part of a request that is missing, if it is given.
         """
         size = len(self.buffer)
         self._watch()
         if self._tls and not self.at_end:
-            self._fill_buffer()
-        await self._changed.wait_for(lambda: len(self.buffer) > size or self.at_end, seconds)
+            self._on_event(0)
+        await self.changed.wait_for(lambda: len(self.buffer) > size or self.at_end, seconds)
         if len(self.buffer) == size:
             if not part:
                 raise ClientGone()
@@ -2036,7 +1942,7 @@ class Connection(socketserver.BaseRequestHandler):
         await self.loop.breathe()
 
     def take(self, size):
-        """Return at most `size` bytes of what has come."""
+        """Take `size` bytes, or all that there are, from the buffer."""
         data = bytes(self.buffer[:size])
         del self.buffer[:size]
         return data
@@ -2047,11 +1953,10 @@ class Connection(socketserver.BaseRequestHandler):
             try:
                 sent = self.socket.send(parts[0]) if self._tls or len(parts) == 1 else self.socket.sendmsg(parts)
             except OSError as error:
-                if error.errno not in (errno.EAGAIN, WANT_WRITE):       # nor is a new handshake waited for
-                    raise ClientGone() from None
                 self._watch(WRITE)
-                if not await self._changed.wait_for(lambda: not self._watched & WRITE, SEND_TIMEOUT):
-                    raise ClientGone()
+                if error.errno not in (errno.EAGAIN, WANT_WRITE) or not await self.changed.wait_for(
+                        lambda: not self._watched & WRITE, SEND_TIMEOUT):       # nor is a new handshake waited for
+                    raise ClientGone() from None
                 continue
             while parts and sent >= len(parts[0]):
                 sent -= len(parts[0])
@@ -2059,10 +1964,8 @@ class Connection(socketserver.BaseRequestHandler):
             if sent:
                 parts = (memoryview(parts[0])[sent:],) + parts[1:]
 
-    # For those who answer.
-
     def unsent(self):
-        """Return how many bytes the system still holds for the client (TIOCOUTQ of tcp(7)); 0 if it does not tell."""
+        """Return how many bytes the system still holds for the client (tcp(7)); 0 if it does not tell."""
         import fcntl
         import termios
         try:
@@ -2070,12 +1973,8 @@ class Connection(socketserver.BaseRequestHandler):
         except OSError:
             return 0
 
-    def admit(self):
-        """Serve this request to its end, whoever comes: it has the secret."""
-        self.waiting_since, self.is_known = None, True
-
     async def attend(self, coroutine):
-        """Await it; while that has to wait, ClientGone if the client has closed its side, or does so."""
+        """Await it; ClientGone if that has to wait and the client has closed its side, or does so."""
         self._attended = True
         if self.at_end:
             self.task.throw(ClientGone())
@@ -2085,12 +1984,7 @@ class Connection(socketserver.BaseRequestHandler):
             self._attended = False
             self.task.throw(None)
 
-    async def pause(self, seconds):
-        """Wait for some time, or until the client has closed its side."""
-        await self._changed.wait_for(lambda: self.at_end, seconds)
-
     async def _read_head(self):
-        """Read and parse a request line and headers; leave the body where it is."""
         if self.server.tls and not self._tls:
             raise malformed("rtot speaks TLS here: use https://")
         buffer, until = self.buffer, time.monotonic() + self.server.limits.head
@@ -2099,33 +1993,23 @@ class Connection(socketserver.BaseRequestHandler):
                 del buffer[:2]
             last = buffer.find(b"\n\r\n")
             if last >= 0:
-                break
-            split_head(bytes(buffer))           # so that what is wrong is told at once
-            if b"\n" in buffer:
-                parse_head(bytes(buffer[:buffer.rfind(b"\n") + 1]), complete=False)
+                parse = parse_head if last < 1000 else parse_head.__wrapped__       # no large ones in its cache
+                return Request(self, parse(self.take(last + 3)[:-2]))
+            parse_head.__wrapped__(bytes(buffer), complete=False)       # so that what is wrong is told at once
             await self.receive(until - time.monotonic(), "head" if buffer else None)
-        parse = parse_head if last > 1000 else parse_small_head
-        return Request(self, parse(self.take(last + 3)[:-2]))
-
-    def _may_keep(self, request, response):
-        """May another request follow?  Not after a body that was not read, nor where closing ends this answer."""
-        if request is None or not request.ended or response.closes or self.server.app.is_stopping:
-            return False
-        options = [option.strip() for option in request.headers.get(b"connection", b"").lower().split(b",")]
-        return b"close" not in options and (
-            request.version == 11 or b"keep-alive" in options and response.length is not None)
 
     async def _send_response(self, request, response, keep):
         """Send the answer; return the bytes of its body."""
         head, body = response_head(request, response, keep), response.body
-        if request is not None and request.method == "HEAD":
+        if request and request.method == "HEAD":
             if not isinstance(body, bytes):
                 body.close()
             body = b""
         if isinstance(body, bytes):
             await self.send(*((head + body,) if len(body) <= SLICE else (head, body)))      # no copy of a large one
             return len(body)
-        chunked, whole, sent = response.length is None and request.version == 11, False, 0
+        chunked, sent = response.length is None and request.version == 11, 0
+        is_cut_off = response.length is None and not chunked       # until all is sent; closing alone would hide it
         try:
             await self.send(head)
             data = await body.read()
@@ -2137,18 +2021,18 @@ class Connection(socketserver.BaseRequestHandler):
             if chunked:
                 trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
                 await self.send(("0\r\n%s\r\n" % trailers).encode("latin-1"))
-            whole = True
+            is_cut_off = False
         finally:
             body.close()
-            if not whole and not chunked and response.length is None:       # or closing would seem its proper end
+            if is_cut_off:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return sent
 
     async def _linger(self):
         """Close so that the client gets the answer: a reset on unread data could overtake it (RFC 9112, 9.6)."""
         try:
-            if self._tls:       # its close_notify, without which a body that is ended by closing would seem cut off
-                self.socket.unwrap()
+            if self._tls:
+                self.socket.unwrap()        # sends close_notify, without which the last body may seem cut off
         except (OSError, ValueError):       # the client still sends, or is gone
             pass
         try:
@@ -2160,19 +2044,11 @@ class Connection(socketserver.BaseRequestHandler):
             self.buffer.clear()
             await self.receive(min(LINGER, until - time.monotonic()))
 
-    def evict(self):
-        """Close it to make room for another; one that has no answer yet gets a 503."""
-        self.server.connections.discard(self)
-        if self.is_fresh and not self.server.tls:
-            answer = refuse(self.socket)
-            self.server.log.access(self.address, None, answer, answer.length, time.monotonic() - self.waiting_since)
-        self.task.throw(ClientGone())
-
 
 def remove_ours(path, ours, log):
-    """Remove a file of which os.stat() was `ours`, unless the name is another's by now; say so if that can't be.
+    """Remove a file of which os.stat() was `ours`, unless the name is another's by now.
 
-    As long as it is open: the number of an inode is used again.
+    Call it while the file is open: the number of an inode is used again.
     """
     try:
         if os.path.samestat(os.stat(path), ours):
@@ -2184,33 +2060,33 @@ def remove_ours(path, ours, log):
 
 
 def show_address(address):
+    """Return as text where to listen, or the address of a socket."""
+    if not isinstance(address, tuple):      # a Unix socket; bytes are of the abstract namespace of unix(7)
+        return "unix:" + os.fsdecode(address).replace("\0", "@", 1)
     host, port = address[:2]
-    if port is None:        # bytes are of the abstract namespace of unix(7)
-        return "unix:" + os.fsdecode(host).replace("\0", "@", 1)
     return "%s:%d" % ("[%s]" % host if ":" in host else host, port)
 
 
 class Server(socketserver.TCPServer):
-    """Listens, and makes a Connection of each client that it lets in."""
+    """Listens, and makes a Connection of each client."""
 
     allow_reuse_address = True
     request_queue_size = BACKLOG
-    _made = None            # the path and os.stat() of the Unix socket that we made
 
     def __init__(self, address, loop, app, log, limits, tls=None):
-        """Listen on (host, port), where "" is all addresses, or (path of a Unix socket, None), or take over a socket.
+        """Listen on (host, port), where "" is all addresses, or on the path of a Unix socket, or take over a socket.
 
         `limits` are the connections and descriptors, and the seconds for a head, without a byte of a body, and idle.
         """
         self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
-        self.connections = set()
+        self.connections, self._made = set(), None      # the path and os.stat() of the Unix socket that we made
         if isinstance(address, socket.socket):
             super().__init__(None, Connection, bind_and_activate=False)
             self.socket.close()
             self.socket, self.address_family, self.server_address = address, address.family, address.getsockname()
-        elif address[1] is None:
+        elif isinstance(address, str):
             self.address_family = socket.AF_UNIX
-            super().__init__(address[0], Connection)
+            super().__init__(address, Connection)
         else:
             try:
                 self._bind(address[0] or "::", address[1])
@@ -2234,21 +2110,20 @@ class Server(socketserver.TCPServer):
         if self.address_family != socket.AF_UNIX:
             super().server_bind()
             return
-        # For our user alone, in the place of one on which nobody listens any more.  The directory is locked: of two
-        # servers that both find such a one, the second must not remove the first one's.
+        # For our user alone, and in the place of a stale one.  The directory is locked: of two servers that both find
+        # a stale one, the second must not remove the first one's.
         import fcntl
         path = self.server_address
         lock = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
-                with socket.socket(socket.AF_UNIX) as probe:
-                    if probe.connect_ex(path) == errno.ECONNREFUSED:
-                        os.unlink(path)
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(path) == errno.ECONNREFUSED and stat.S_ISSOCK(os.stat(path).st_mode):
+                    os.unlink(path)
             super().server_bind()
             self._made = path, os.stat(path)
             os.chmod(path, 0o600)
-            self.server_activate()          # nobody could connect until now; until the lock goes it would seem stale
+            self.server_activate()          # under the lock: until then it seems stale
         finally:
             os.close(lock)
 
@@ -2259,24 +2134,20 @@ class Server(socketserver.TCPServer):
 
     @property
     def url(self):
-        if self.address_family == socket.AF_UNIX:
-            return show_address((self.server_address, None))
-        return "%s://%s/" % ("https" if self.tls else "http", show_address(self.server_address))
+        shown = show_address(self.server_address)
+        return shown if self.address_family == socket.AF_UNIX else "http%s://%s/" % ("s" if self.tls else "", shown)
 
     def start(self):
-        """Accept connections from now on."""
         self.loop.watch(self.fileno(), READ, self.accept)
 
     def accept(self, events):
-        """Accept some of the clients that wait."""
+        """Accept some of the clients that wait; for one too many another is closed, or that one."""
+        most = self.limits.descriptors      # the lowest that is free is taken: a high one is one of the last
         for _ in range(TLS_ACCEPTS if self.tls else ACCEPTS):
             client = None
             try:
                 client, address = self.get_request()
-                if self.verify_request(client, address):
-                    self.finish_request(client, address)        # makes the Connection, whose task closes it
-                else:
-                    self.shutdown_request(client)
+                self.finish_request(client, address)            # makes the Connection, whose task closes it
             except BlockingIOError:
                 return
             except (OSError, MemoryError) as error:
@@ -2288,28 +2159,32 @@ class Server(socketserver.TCPServer):
                     self.loop.unwatch(self.fileno())        # what waits stays readable: the loop would spin
                     self.loop.call_later(0.1, self.start)
                 return                      # or the client is gone already
-
-    def verify_request(self, client, address):
-        """Is there room for one more?  Else answer 503, but by TLS, which would take time."""
-        most = self.limits.descriptors          # the lowest that is free is taken: a high one is one of the last
-        scarce = client.fileno() >= most - min(SPARE, most // 8)
-        if not scarce and len(self.connections) < self.limits.connections or self._make_room():
-            return True
-        if not self.tls:
-            refuse(client)
-        return False
+            if len(self.connections) > self.limits.connections or client.fileno() >= most - min(SPARE, most // 8):
+                self._make_room()
 
     def _make_room(self):
-        """Evict the connection that has waited longest for a request; return whether there was one.
+        """Close the connection that has waited longest for a request; return whether there was one.
 
-        Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.
+        Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.  One that has
+        no answer yet gets a 503, but by TLS, which would take time.
         """
         prompt = time.monotonic() - PROMPT
-        waiting = [one for one in self.connections if one.waiting_since is not None]
-        if waiting:
-            min(waiting, key=lambda one: (1 if one.is_known else 2 * (one.is_fresh and one.waiting_since > prompt),
-                                          one.waiting_since)).evict()
-        return bool(waiting)
+        oldest = min((one for one in self.connections if one.waiting_since is not None), default=None, key=lambda one: (
+            1 if one.is_known else 2 * (one.is_fresh and one.waiting_since > prompt), one.waiting_since))
+        if oldest and oldest.is_fresh and not self.tls:
+            # By hand, since there may be no descriptor to import json with.
+            response = Response(503, b'{\n  "error": "service unavailable",\n  "message": "all connections are in use: '
+                                b'try again, or allow more by --max-connections and ulimit -n"\n}\n', JSON,
+                                [("Retry-After", "1")])
+            try:
+                oldest.socket.send(response_head(None, response, keep=False) + response.body)
+            except OSError:
+                pass
+            self.log.access(oldest.address, None, response, response.length, time.monotonic() - oldest.waiting_since)
+        if oldest:
+            self.connections.discard(oldest)
+            oldest.task.throw(ClientGone())
+        return oldest is not None
 
     async def drain(self, seconds):
         """Wait until no request is being served, for some seconds at most."""
@@ -2909,11 +2784,11 @@ class App:
             given = value.strip() if scheme.lower() in (b"rtot", b"bearer") else b""
         if not compare_digest(given, self.secret):
             if given:
-                await request.client.pause(WRONG_SECRET)
+                await request.client.changed.wait_for(lambda: request.client.at_end, WRONG_SECRET)
             raise Error("not authorized", "this is not the secret of this server" if given else
                         "send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
                         [("WWW-Authenticate", 'Bearer realm="rtot"')])
-        request.client.admit()
+        request.client.waiting_since, request.client.is_known = None, True
         if b"rtot-poll" not in request.headers:         # of the page, which may have been forgotten
             self.last_used = time.monotonic()
         import_rest()
@@ -3085,7 +2960,7 @@ class App:
             data = await request.read()
             eof = request.ended and given.get("eof", False)
             if data or eof:
-                process = self.runner.process(job)
+                process = self.runner.processes.get(job)
                 if process is None:
                     raise Error("conflict", "standard input of job %d is closed" % job.id)
                 await request.client.attend(process.feed(data, eof))
@@ -3102,7 +2977,7 @@ class App:
             raise bad("give both, as ?rows=24&cols=80")
         if not job.options.tty:
             raise Error("conflict", "job %d has no terminal: POST /jobs?tty gives one" % job.id)
-        process = self.runner.process(job)
+        process = self.runner.processes.get(job)
         if process is None or process.terminal is None:
             raise Error("conflict", "the terminal of job %d is closed" % job.id)
         set_size(process.terminal, given["rows"], given["cols"])
@@ -3297,10 +3172,10 @@ def escape(text):
 
 
 def split_address(text):
-    """Return (host, port) of :8457, host:8457 or [::1]:8457, (path, None) of unix:path; see Server."""
+    """Return (host, port) of :8457, host:8457 or [::1]:8457, the path of unix:path; see Server."""
     host, colon, port = text.rpartition(":")
     if text.startswith("unix:") and text[5:]:
-        return text[5:], None
+        return text[5:]
     if not (colon and port.isdecimal() and int(port) < 65536) or ":" in host and host[0] + host[-1] != "[]":
         return None
     return "" if host == "*" else host.strip("[]"), int(port)       # * for all is common, and no name

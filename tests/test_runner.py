@@ -1037,22 +1037,25 @@ class WorkingDirectoryTest(Case):
         self.assertNotEqual(server.run("pwd")["out"], "/usr\n")
 
 
-class SessionsTest(unittest.TestCase):
+class ProcessesTest(unittest.TestCase):
 
     def test_a_client_that_goes_takes_no_answer_from_others(self):
         """/proc is read once for all who ask at a time; without an answer, only the leader's group is signalled."""
         self.addCleanup(setattr, rtot, "STEP", rtot.STEP)
         rtot.STEP = -1                  # so that each step lets others run
         loop, found = rtot.Loop(), []
-        sessions = rtot.Sessions(loop)
+        runner = rtot.Runner(loop, None, None, None, None, 0, None, None)
+        self.addCleanup(os.close, runner.null)
 
         async def ask():
-            found.append(await sessions.members(os.getsid(0)))
-        tasks = [loop.spawn(ask()) for _ in range(3)]       # the first is answered by a reading, the others by the next
+            found.append((await runner._living())[os.getsid(0)])
+        loop.spawn(ask())
+        loop._turn()
+        gone, _ = [loop.spawn(ask()) for _ in range(2)]     # when one has begun: the next reading answers them
         while not found:
             loop._turn()
         loop._turn()
-        tasks[1].throw(rtot.ClientGone())
+        gone.throw(rtot.ClientGone())
         while loop.tasks:
             loop._turn()
         self.assertEqual(len(found), 2)
