@@ -8,28 +8,25 @@ One thread waits in one selector for descriptors, children that exit, and timers
 Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
 
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
-the secret and calls the handler that ROUTES names, which returns a Response; Connection sends it.  An Error that is
-raised on the way is answered in Connection._serve_one.
-A job: App.create reads the script, writes it to a file (Workspace) and adds the Job (JobStore).  Runner.run is the
-rest of its life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Process._read
-takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
+the secret and calls the handler that ROUTES names; Connection sends the Response, or the Error that was raised.
+A job: App.create writes the script to a file (Workspace) and adds the Job (JobStore).  Runner.run is the rest of its
+life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Process._read takes what
+it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
 
 Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
 - a parameter: a line in PARAMETERS, and its name in ROUTES; if it is an option of a job, also in Options and PLAIN;
-- a field of a job: a line in VIEW, and a slot of Job if it is stored;
-- a limit: a line in OPTIONS, which Service hands to whom it concerns;
+- a field of a job: a line in VIEW, and a slot of Job if it is stored; a limit: a line in OPTIONS, used in Service;
 - a way to end a job: Runner.cancel for a job that is not complete, Runner.end for the processes of one that runs.
 """
 import sys
 PYTHON: "rtot needs Python 3.6 or newer" = (3, 6)      # noqa: F722  an older one shows this line as its syntax error
-if __name__ == "__main__":      # import the standard library alone, not a json.py beside this file
-    LIBRARY = sys.modules["encodings"].__file__.rpartition("encodings")[0][:-1]
-    sys.path[:] = [path for path in sys.path
-                   if path.startswith(LIBRARY) and not path.endswith("-packages") or path.endswith("lib-dynload")]
-import gc
+import gc                       # built in
 if __name__ == "__main__":
     gc.disable()                # until it serves: the start makes no garbage, and looking for it takes 1.2 of 26 ms
+    LIBRARY = sys.modules["encodings"].__file__.rpartition("encodings")[0][:-1]
+    sys.path[:] = [path for path in sys.path        # the standard library alone: no json.py beside this file
+                   if path.startswith(LIBRARY) and not path.endswith("-packages") or path.endswith("lib-dynload")]
 
 import argparse
 import array
@@ -56,8 +53,8 @@ __version__ = "1.1.0"
 MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
-# Imported at the first authenticated request, since GET /ping and the page do without these 6.7 MB; all at once, since
-# later there may be no descriptor to import with.
+# 6.7 MB that GET /ping and the page do without: imported at the first request with the secret, all at once, since later
+# there may be no descriptor to import with.
 LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "struct", "subprocess", "tempfile", "termios",
          "traceback")
 
@@ -89,8 +86,7 @@ PACE, PATIENCE = 4 * MIB, 0.25  # bytes in s that another follower has to read t
 # HTTP.
 BACKLOG = 1024
 ACCEPTS, TLS_ACCEPTS = 64, 4    # connections in a turn of the loop; a TLS handshake takes 1 ms
-MAX_LINE = 32768        # bytes of a request line, or of all headers; RFC 9112, 3 asks for 8000 at least
-MAX_HEADERS = 100
+MAX_LINE, MAX_HEADERS = 32768, 100      # bytes of a request line, or of all headers: RFC 9112, 3 asks for 8000
 MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted: its end is noticed
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
@@ -3059,47 +3055,39 @@ In a browser, http://127.0.0.1:8457/ is a page that does the same.
 environment: RTOT_ADDR, RTOT_SECRET and RTOT_LOG_FORMAT stand for -a, -s and -f.
 Sizes take K, M or G. Stop rtot by ^C, SIGTERM, or DELETE http://127.0.0.1:8457/"""
 
-
-class CannotStart(argparse.ArgumentTypeError):
-    """Why there is no server, in a line; argparse makes a usage error of it."""
+CannotStart = argparse.ArgumentTypeError        # why there is no server, in a line
 
 
-class Attempt:
-    """`with Attempt("write FILE"):` makes a CannotStart of an OSError: "cannot write FILE", and why."""
-
-    def __init__(self, what):
-        self.what = what
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, trace):
-        if isinstance(error, (OSError, UnicodeError)):      # the latter from a host's name
-            raise CannotStart("cannot %s: %s" % (self.what, getattr(error, "strerror", None) or error)) from None
+def attempt(what, function, *args, **more):
+    """Return function(*args, **more); what it lacks becomes a CannotStart: "cannot write FILE", and why."""
+    try:
+        return function(*args, **more)
+    except (OSError, ImportError, UnicodeError) as error:       # the last from a host's name
+        raise CannotStart("cannot %s: %s" % (what, getattr(error, "strerror", None) or error)) from None
 
 
 class Log:
-    """Lines on standard error, or in a file: events, requests, and the ends of jobs; as text or as JSON.
+    """Events, requests, and the ends of jobs, a line each, on standard error or in a file, as text or as JSON.
 
-    Neither the secret nor a query string nor a script is ever in it, and control bytes are escaped.  A line that would
-    have to wait, as for a terminal that nobody reads, is dropped.
+    Neither the secret nor a query string nor a script is in it.  A line that would have to wait is dropped.
     """
 
-    def __init__(self, form, path=None):
+    def __init__(self, form, path):
         self.form, self.path, self._fd = form, path, 2
-        self.go_to(os.dup(2))
+        self.go_to(2)
 
     def open(self):
         """Return a descriptor of the file; CannotStart if it can't be written."""
-        with Attempt("write " + self.path):
-            return os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o600)
+        if self.path == os.devnull:
+            return open_null()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK
+        return attempt("write " + self.path, os.open, self.path, flags, 0o600)
 
     def go_to(self, fd):
         """Make `fd` standard error, and open that again so that writing to it never waits."""
         os.dup2(fd, 2)
-        os.close(fd)
-        if self._fd != 2:
-            os.close(self._fd)
+        for old in {fd, self._fd} - {2}:
+            os.close(old)
         self._fd, self._may_block = 2, False
         if not stat.S_ISREG(os.fstat(2).st_mode):
             try:                # O_NONBLOCK belongs to what open(2) has opened: set on ours, it would be everyone's
@@ -3107,11 +3095,7 @@ class Log:
             except OSError:     # a socket, or no /proc
                 self._may_block = True
 
-    def event(self, text):
-        self._write(text, {"event": text})
-
     def fault(self, kind, error, trace):
-        """Tell of an exception that nobody foresaw."""
         import traceback
         self.event("error: " + "".join(traceback.format_exception(kind, error, trace)))
 
@@ -3120,44 +3104,42 @@ class Log:
         method, path = (request.method, request.path) if request else ("-", "-")
         status, job = (response.status, response.job) if response else (None, None)
         pairs = {"client": address, "method": method, "path": path, "status": status, "bytes": size, "seconds": seconds}
-        text = "%s %s %s %s %s %s" % (
-            address, method, escape(path).replace(" ", "\\x20"), "-" if status is None else status,
-            "-" if size is None else size, span(seconds))
+        text = "%s %s %s %s %s %s" % (address, method, escape(path), status or "-", "-" if size is None else size,
+                                      span(seconds))
         if job is not None:
             pairs["job"] = job
             text += " job %d" % job
-        self._write(text, pairs)
+        self.event(text, pairs)
 
     def job_ended(self, job):
         label = job.options.label
-        text = "job %d complete: %s%s after %s" % (
-            job.id, "timed out, " if job.timed_out else "", escape(job.exit or "ok"), span(job.duration))
-        if label:
-            text += ", label " + escape(label).replace(" ", "\\x20")
-        self._write(text, {"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
-                           "seconds": job.duration, "label": label})
+        text = "job %d complete: %s%s after %s%s" % (
+            job.id, "timed out, " if job.timed_out else "", escape(job.exit or "ok", blank=" "), span(job.duration),
+            ", label " + escape(label) if label else "")
+        self.event(text, {"job": job.id, "exit": job.exit, "exit_code": job.exit_code, "timed_out": job.timed_out,
+                          "seconds": job.duration, "label": label})
 
-    def _write(self, text, pairs):
-        """Write a line: the text, or the pairs as JSON."""
+    def event(self, text, pairs=None):
+        """Write a line: the text, or the pairs as JSON; without pairs, the text is that of an event."""
         now = utc("%Y-%m-%dT%H:%M:%SZ", int(time.time()))
         if self.form == "json":
             import json
-            pairs = {"time": now, **pairs}
+            pairs = {"time": now, **(pairs or {"event": text})}
             if "seconds" in pairs:
                 pairs["seconds"] = round(pairs["seconds"], 6)
             line = json.dumps(pairs)
-            while len(line) > LOG_LINE:     # rather a part of a path or an event than of a line, which is no JSON
+            while len(line) > LOG_LINE:         # a part of it would be no JSON
                 longest = max(pairs, key=lambda name: len(str(pairs[name])))
-                pairs[longest] = pairs[longest][:len(pairs[longest]) // 2]
-                line = json.dumps(dict(pairs, cut=True))
+                pairs.update({longest: pairs[longest][:len(pairs[longest]) // 2], "cut": True})
+                line = json.dumps(pairs)
         else:
-            line = ("rtot: " if "event" in pairs else now + " ") + text
+            line = (now + " " if pairs else "rtot: ") + text
             if len(line) > LOG_LINE:
                 line = line[:LOG_LINE // 2 - 3] + "..." + line[-LOG_LINE // 2:]
         try:
             if not self._may_block or select.select((), (self._fd,), (), 0)[1]:
                 os.write(self._fd, (line + "\n").encode("utf-8", "replace"))
-        except (OSError, ValueError):       # nobody reads it: no reason to stop; its number is too high for select
+        except OSError:         # nobody reads it: no reason to stop
             pass
 
 
@@ -3166,23 +3148,24 @@ def span(seconds):
     return "%.4gms" % (seconds * 1000) if seconds < 1 else "%.6gs" % round(seconds, 3)
 
 
-def escape(text):
-    """Return text for a line of the log: without control characters, or what is not ASCII."""
-    return codecs.unicode_escape_encode(text)[0].decode("ascii")        # str.encode would open a file for its codec
+def escape(text, blank="\\x20"):
+    """Return text for a column of the log: without control characters, what is not ASCII, and blanks."""
+    text = codecs.unicode_escape_encode(text)[0].decode("ascii")        # str.encode would open a file for its codec
+    return text.replace(" ", blank)
 
 
 def split_address(text):
-    """Return (host, port) of :8457, host:8457 or [::1]:8457, the path of unix:path; see Server."""
-    host, colon, port = text.rpartition(":")
+    """Return (host, port) of :8457, host:8457 or [::1]:8457, the path of unix:path, else None; see Server."""
     if text.startswith("unix:") and text[5:]:
         return text[5:]
+    host, colon, port = text.rpartition(":")
     if not (colon and port.isdecimal() and int(port) < 65536) or ":" in host and host[0] + host[-1] != "[]":
         return None
     return "" if host == "*" else host.strip("[]"), int(port)       # * for all is common, and no name
 
 
 def parse_secret(text):
-    """Return the secret as bytes, without the blanks around it, which the value of a header has not."""
+    """Return the secret as bytes, without blanks around it, as it comes in a header."""
     secret = os.fsencode(text).strip(b" \t\r\n")
     if not secret:
         raise CannotStart("the secret is empty: leave it out, and one is made")
@@ -3192,12 +3175,11 @@ def parse_secret(text):
 
 
 def read_secret(path):
-    with Attempt("read the secret from " + path), open(0 if path == "-" else path, "rb") as file:
-        line = file.readline()
+    what = "read the secret from " + path
+    with attempt(what, open, 0 if path == "-" else path, "rb") as file:
+        line = attempt(what, file.readline)
     return parse_secret(line[3:] if line.startswith(b"\xef\xbb\xbf") else line)     # a byte order mark
 
-
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}        # s
 
 TYPES = {           # of the values of options, by what --help calls them; a FILE is text
     "ADDR": checked(".*", "address, like :8457, host:8457, [::1]:8457 or unix:/path", split_address),
@@ -3207,14 +3189,13 @@ TYPES = {           # of the values of options, by what --help calls them; a FIL
     "SECRET": parse_secret,
     "SIZE": parse_size,
     "TIME": checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
-                    lambda text: int(text.rstrip("smhd")) * UNITS.get(text[-1], 1)),
+                    lambda text: int(text.rstrip("smhd")) * {"m": 60, "h": 3600, "d": 86400}.get(text[-1], 1)),
     "text|json": checked("text|json", "format: text or json", str),
 }
 
 OPTIONS = {         # by their headings in --help: names, value=default (or it is a flag), and help
     "": {
-        "-a --addr ADDR=:8457":
-            "where to listen: :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one",
+        "-a --addr ADDR=:8457": "listen on :8457 (all addresses), host:8457, [::1]:8457, unix:/path; port 0 picks one",
         "-s --secret SECRET": "what every request has to present; one is made if none is given",
         "--secret-file FILE|-": "read the secret from the first line of FILE, or of standard input: -",
         "-d --daemon": "serve in the background: return when the port is bound, or exit with 1 and say why not",
@@ -3236,7 +3217,7 @@ OPTIONS = {         # by their headings in --help: names, value=default (or it i
         "--max-script SIZE=16M": "take scripts up to this size",
         "--keep N=0": "keep N complete jobs, the oldest are forgotten; 0 is all",
         "--max-connections COUNT=1000": "serve that many connections at a time",
-        "--head-timeout TIME=10": "take so long for the head of a request: a byte now and then does not prolong it",
+        "--head-timeout TIME=10": "take so long for the whole head of a request",
         "--body-timeout TIME=30": "wait so long for a byte of a body",
         "--idle-timeout TIME=75": "wait so long for the next request of a connection",
     },
@@ -3256,13 +3237,28 @@ def parser():
                 group.add_argument(*names, value, action="store_true", help=text)
                 continue
             value, _, default = value.partition("=")
-            (one_of if "--secret" in words else group).add_argument(
-                *names, metavar=value, type=TYPES.get(value), default=default or None,
-                help=text + (" (default: %(default)s)" if default else ""))
+            place, dest = (one_of, "secret") if "--secret" in words else (group, None)
+            place.add_argument(*names, metavar=value, dest=dest, type=TYPES.get(value), default=default or None,
+                               help=text + (" (default: %(default)s)" if default else ""))
     result.add_argument("-v", "--version", action="version", version="rtot " + __version__)
-    given = {name: os.environ.get("RTOT_" + name.upper()) for name in ("addr", "secret", "log_format")}
-    result.set_defaults(**{name: value for name, value in given.items() if value})
     return result
+
+
+def parse_arguments():
+    """Return the options as they were given, or else by a variable, or else their defaults."""
+    options, kinds = parser(), {"addr": "ADDR", "secret": "SECRET", "log_format": "text|json"}
+    args = options.parse_args(namespace=argparse.Namespace(**dict.fromkeys(kinds)))
+    for name, kind in kinds.items():
+        variable = "RTOT_" + name.upper()
+        text = os.environ.get(variable) or options.get_default(name)
+        if text and getattr(args, name) is None:
+            try:
+                setattr(args, name, TYPES[kind](text))
+            except argparse.ArgumentTypeError as error:
+                options.error("%s: %s" % (variable, error))
+    if args.self_destruct and not os.path.isfile(sys.argv[0]):
+        options.error("--self-destruct: rtot came from standard input, there is no file to remove")
+    return args
 
 
 def hide(secret):
@@ -3277,16 +3273,14 @@ def hide(secret):
     with open("/proc/self/stat", "rb") as file:
         first, _, _, last = map(int, file.read().rpartition(b")")[2].split()[45:49])
     with open("/proc/self/mem", "r+b", buffering=0) as memory:
-        memory.seek(first)
-        text = b"\0".join(map(hidden, memory.read(last - first).split(b"\0")))
-        memory.seek(first)
-        memory.write(text)
+        parts = os.pread(memory.fileno(), last - first, first).split(b"\0")
+        os.pwrite(memory.fileno(), b"\0".join(map(hidden, parts)), first)
 
 
 def prepare_process(daemon):
-    """Make what jobs will inherit from us what it is for a fresh shell.
+    """Let jobs inherit no descriptors from 3 up, and no signals that are blocked or ignored.
 
-    Jobs get no descriptors from 3 up; a daemon does not even keep them, but for the one that systemd handed over.
+    A daemon closes those descriptors, but for the one that systemd handed over.
     """
     fd = 0
     while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
@@ -3295,31 +3289,28 @@ def prepare_process(daemon):
         os.dup2(fd, 0)
         os.dup2(fd, 1)
     try:
-        numbers = [number for number in map(int, os.listdir("/dev/fd")) if number > 2]
+        numbers = {int(name) for name in os.listdir("/dev/fd")}
     except (OSError, ValueError):
-        numbers = ()
+        numbers = set()
     if fd not in numbers:                           # it is missing, or a plain directory, in a chroot
-        numbers = range(3, min(os.sysconf("SC_OPEN_MAX"), 65536))
+        numbers = set(range(min(os.sysconf("SC_OPEN_MAX"), 65536)))
     os.close(fd)
     first = 4 if os.environ.get("LISTEN_PID") == str(os.getpid()) else 3        # see handed_socket
-    for number in numbers:
+    for number in numbers - {0, 1, 2}:
         try:
             os.close(number) if daemon and number >= first else os.set_inheritable(number, False)
         except OSError:                             # there is none
             pass
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # What is ignored stays so in a child, what has a handler does not (execve(2)): so that nohup, or a shell's &,
-    # does not make jobs deaf.  What Python ignores (SIGPIPE, SIGXFSZ) is restored at each spawn.
-    for number in range(1, signal.NSIG):
-        if number not in (signal.SIGPIPE, signal.SIGXFSZ) and signal.getsignal(number) == signal.SIG_IGN:
+    # What nohup, or a shell's &, ignores would stay so in jobs; a handler does not (execve(2)).  What Python ignores
+    # is restored at each spawn.
+    for number in set(range(1, signal.NSIG)) - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, no_action)
 
 
 def daemonize():
-    """Go on in the background, where working directory and umask stay as they were; return a descriptor.
-
-    The one in the foreground exits with 0 when a byte is written to it, with 1 if we exit before that.
-    """
+    """Go on in the background; return a descriptor: for a byte written to it the foreground exits with 0, else 1."""
     reading, writing = os.pipe()
     if os.fork():
         os.close(writing)
@@ -3334,24 +3325,22 @@ def daemonize():
 def write_pid_file(path):
     """Write our number to a file, locked by flock(2) while we live, so a stale one is written over; return its fd."""
     import fcntl
-    with Attempt("write " + path):
-        while True:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise CannotStart("%s is the pid file of a server that lives" % path) from None
-            if os.fstat(fd).st_nlink:
-                break
-            os.close(fd)            # who had it has removed it since we opened it
-        if not (stat.S_ISREG(os.fstat(fd).st_mode) and re.fullmatch(b"[0-9]*\n?", os.read(fd, 100))):
-            raise CannotStart("%s is no pid file: rtot would write over it, and remove it at the end" % path)
-        try:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-        except OSError:             # a full disk
-            os.unlink(path)
-            raise
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CannotStart("%s is the pid file of a server that lives" % path) from None
+    if not os.fstat(fd).st_nlink:           # that server has removed it since we opened it
+        os.close(fd)
+        return write_pid_file(path)
+    if not (stat.S_ISREG(os.fstat(fd).st_mode) and re.fullmatch(b"[0-9]*\n?", os.read(fd, 100))):
+        raise CannotStart("%s is no pid file: rtot would write over it, and remove it at the end" % path)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, b"%d\n" % os.getpid(), 0)
+    except OSError:             # a full disk
+        os.unlink(path)
+        raise
     return fd
 
 
@@ -3361,13 +3350,13 @@ def quarter_of_memory():
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_AS)[0]]
     try:
         with open("/proc/self/cgroup") as file:
-            groups = [line.split(":", 2)[1:] for line in file.read().splitlines()]
+            groups = dict(line.rstrip("\n").split(":", 2)[1:] for line in file)
     except OSError:
-        groups = [("", "/"), ("memory", "/")]
-    for controllers, path in groups:
-        name = {"": "memory.max", "memory": "memory.limit_in_bytes"}.get(controllers)
-        places = ["/sys/fs/cgroup/" + controllers] + path.split("/")[1:]
-        for place in itertools.accumulate(places, os.path.join) if name else ():    # the group, and those around it
+        groups = {}
+    for controller, name in ("", "memory.max"), ("memory", "memory.limit_in_bytes"):
+        place = "/sys/fs/cgroup/" + controller
+        for part in groups.get(controller, "/").split("/"):         # the groups around our own, and that
+            place = os.path.join(place, part)
             try:
                 with open(os.path.join(place, name)) as file:
                     sizes.append(int(file.read()))
@@ -3391,9 +3380,9 @@ def raise_nofile():
 def tls_context(args):
     """Return an ssl.SSLContext as the options say, or None."""
     cert, key, authority = args.tls_cert, args.tls_key, args.tls_client_ca
+    if not cert and (key or authority):
+        raise CannotStart("--tls-key and --tls-client-ca need --tls-cert")
     if not cert:
-        if key or authority:
-            raise CannotStart("--tls-key and --tls-client-ca need --tls-cert")
         return None
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -3402,13 +3391,12 @@ def tls_context(args):
     else:
         context.options |= ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1
     for path in filter(None, (cert, key, authority)):
-        with Attempt("read " + path):       # ssl's errors do not name it
-            open(path, "rb").close()
-    with Attempt("use %s with %s: rtot needs a certificate and its key, in PEM, not encrypted" % (cert, key or cert)):
-        context.load_cert_chain(cert, key, password="")         # else OpenSSL asks for one
+        attempt("read " + path, open, path).close()         # ssl's errors do not name it
+    attempt("use %s with %s: rtot needs a certificate and its key, in PEM, not encrypted" % (cert, key or cert),
+            context.load_cert_chain, cert, key, password="")        # without one, OpenSSL asks for it
     if authority:
-        with Attempt("use %s: rtot needs the certificate of an authority, in PEM" % authority):
-            context.load_verify_locations(authority)
+        attempt("use %s: rtot needs the certificate of an authority, in PEM" % authority,
+                context.load_verify_locations, authority)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -3419,13 +3407,12 @@ def handed_socket():
         return None
     if os.environ.get("LISTEN_FDS") != "1":
         raise CannotStart("LISTEN_FDS is %s: rtot takes one socket" % os.environ.get("LISTEN_FDS"))
-    with Attempt("use the socket that was handed over"):
-        probe = socket.socket(fileno=3)         # before 3.7 it does not see the family itself
-        family = probe.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_DOMAIN", 39)) if LINUX else probe.family
-        if not (probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                and family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)):
-            raise CannotStart("the socket that was handed over has to listen (Accept=no), on TCP or a Unix socket")
-        return socket.socket(family, socket.SOCK_STREAM, fileno=probe.detach())
+    probe = socket.socket(fileno=3)         # before 3.7 it does not see the family itself
+    family = probe.getsockopt(socket.SOL_SOCKET, getattr(socket, "SO_DOMAIN", 39)) if LINUX else probe.family
+    if not (probe.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            and family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)):
+        raise CannotStart("the socket that was handed over has to listen (Accept=no), on TCP or a Unix socket")
+    return socket.socket(family, socket.SOCK_STREAM, fileno=probe.detach())
 
 
 def notify_systemd(text):
@@ -3434,7 +3421,7 @@ def notify_systemd(text):
     if path:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.sendto(text, "\0" + path[1:] if path.startswith("@") else path)
+                sock.sendto(text, re.sub("^@", "\0", path))
         except OSError:         # it does not wait any more
             pass
 
@@ -3442,28 +3429,28 @@ def notify_systemd(text):
 def announce(url, secret, made, log):
     """Say where it listens, on standard error; then in the log file too, if there is one."""
     fd = log.open() if log.path else None
-    where = "version %s listens on %s" % (__version__, url)
     if made:
         log.event("no secret was given, so this one was made: " + secret)
     elif len(secret) < 8 and not re.match(r"unix:|https:|http://(127\.|\[::1\])", url):
         log.event("the secret is short: whoever guesses it can run anything as %s; listen on 127.0.0.1, or use a "
                   "longer one" % user_name())
     directory = os.environ.get("TMPDIR")
-    if directory and not (os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)):
+    if directory and not os.access(directory + "/", os.W_OK | os.X_OK):
         log.event("TMPDIR is %s, which is no directory that can be written: scripts go to another one" % directory)
+    where = "version %s listens on %s" % (__version__, url)
     log.event(where)
     if made and url.startswith("http"):
-        host = socket.gethostname()
-        log.event("in a browser: %s#secret=%s" % (re.sub(r"//(\[::\]|0\.0\.0\.0):", "//%s:" % host, url), secret))
-    if log.path:
+        public = re.sub(r"//(\[::\]|0\.0\.0\.0):", "//%s:" % socket.gethostname(), url)
+        log.event("in a browser: %s#secret=%s" % (public, secret))
+    if fd:
         log.go_to(fd)
         log.event(where)
 
 
 class Service:
-    """All that serves, as the options say, until one of the signals `ends_us` comes; `handed` is a socket, or None."""
+    """All that serves, as the options say; `handed` is the socket to listen on, or None."""
 
-    def __init__(self, args, handed, secret, ends_us, log):
+    def __init__(self, args, handed, secret, log):
         self.args, self.log, self.loop = args, log, Loop()
         total = args.max_total or quarter_of_memory()
         descriptors, nofile = raise_nofile()
@@ -3479,13 +3466,14 @@ class Service:
         limits = types.SimpleNamespace(connections=args.max_connections, descriptors=descriptors,
                                        head=args.head_timeout, body=args.body_timeout, idle=args.idle_timeout)
         self.loop.report, self.loop.relieve = log.fault, self._relieve
-        with Attempt("listen on " + show_address(args.addr)):
-            self.server = Server(handed or args.addr, self.loop, self.app, log, limits, tls_context(args))
-        self.loop.catch_signals({signal.SIGHUP: self._hang_up, **dict.fromkeys(ends_us, self._end),
-                                 signal.SIGCHLD: self.runner.child_exited})
+        self.server = attempt("listen on " + show_address(args.addr), Server,
+                              handed or args.addr, self.loop, self.app, log, limits, tls_context(args))
+        handlers = {signal.SIGCHLD: self.runner.child_exited, signal.SIGHUP: self._hang_up, signal.SIGTERM: self._end}
+        handlers.update((number, self._end) for number in (signal.SIGHUP, signal.SIGINT)
+                        if signal.getsignal(number) != no_action)       # which it is where it was ignored
+        self.loop.catch_signals(handlers)
 
     def _relieve(self):
-        """Keep less: it is too much for this host."""
         self.total.shrink(self.total.size // 2)
         give_memory_back()
 
@@ -3515,56 +3503,48 @@ class Service:
         gc.enable()
         try:
             self.server.start()
-            self.loop.spawn(self._shut_down())
+            self.loop.spawn(self._wait_for_the_end())
             self.loop.call_later(SWEEP_AFTER, lambda: self.loop.spawn(self.workspace.sweep(self.loop.breathe)))
-            if self.args.idle_exit:
-                self.loop.spawn(self._watch_idleness(self.args.idle_exit))
             self.loop.run()
         finally:
             self.loop.close()
             self.workspace.close()
 
-    async def _shut_down(self):
-        await self.app.stop_asked.wait_for(lambda: self.app.is_stopping)
+    async def _wait_for_the_end(self):
+        """Shut down when asked to, or when for `idle_exit` s no job has run and no request with the secret has come."""
+        app, seconds, busy = self.app, self.args.idle_exit, self.app.began
+        while not await app.stop_asked.wait_for(lambda: app.is_stopping, seconds and 1.0):
+            if self.runner.is_busy or any(one.waiting_since is None for one in self.server.connections):
+                busy = time.monotonic()
+            if max(busy, app.last_used) + seconds <= time.monotonic():
+                self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
+                app.stop()
         notify_systemd(b"STOPPING=1")
         await self.runner.stop()
         await self.server.drain(DRAIN)
         self.loop.stop()
 
-    async def _watch_idleness(self, seconds):
-        """Stop when for that long no job has run and no request with the secret has come."""
-        busy = self.app.began
-        while max(busy, self.app.last_used) + seconds > time.monotonic():
-            await self.loop.sleep(1.0)
-            if self.runner.is_busy or any(one.waiting_since is None for one in self.server.connections):
-                busy = time.monotonic()
-        self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
-        self.app.stop()
 
-
-def run(args, ends_us, log):
+def run(args, log):
     """Serve as the options say; CannotStart if that can't be."""
-    handed = handed_socket()
-    paths = (sys.argv[0], os.path.realpath(sys.argv[0])) if args.self_destruct else ()      # of a link, and its file
-    files = [(path, os.stat(path)) for path in paths]
-    foreground = daemonize() if args.daemon else None
-    pid_file = write_pid_file(args.pid_file) if args.pid_file else None
+    handed = attempt("use the socket that was handed over", handed_socket)
+    # A link by which it was started goes, too.
+    own = [(path, os.stat(path)) for path in (sys.argv[0], os.path.realpath(sys.argv[0])) if args.self_destruct]
+    foreground = attempt("go on in the background", daemonize) if args.daemon else None
+    pid_file = attempt("write " + args.pid_file, write_pid_file, args.pid_file) if args.pid_file else None
     try:
-        given = args.secret_file or args.secret
-        secret = given or os.urandom(16).hex().encode("ascii")
-        service = Service(args, handed, secret, ends_us, log)
+        secret = args.secret or os.urandom(16).hex().encode("ascii")
+        service = attempt("start", Service, args, handed, secret, log)
         with service.server as server:
-            announce(server.url, readable(secret), not given, log)
-            if args.daemon:
-                if not log.path:
-                    log.go_to(open_null())
+            announce(server.url, readable(secret), not args.secret, log)
+            if foreground:
                 os.write(foreground, b"\0")
                 os.close(foreground)
             notify_systemd(b"READY=1")
             service.serve()
-        for number in ends_us:          # a second one would end the end of the interpreter
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):   # one more would end the end of the interpreter
             signal.signal(number, signal.SIG_IGN)
-        for path, ours in files:
+        for path, ours in own:
             remove_ours(path, ours, log)
     finally:
         if pid_file:
@@ -3574,17 +3554,11 @@ def run(args, ends_us, log):
 
 def main():
     """Serve until stopped; return the exit status."""
-    options = parser()
-    args = options.parse_args()
-    if args.self_destruct and not os.path.isfile(sys.argv[0]):
-        options.error("--self-destruct: rtot came from standard input, there is no file to remove")
-    ends_us = {number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
-               if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN}
-    if args.daemon or args.log_file:
-        ends_us.discard(signal.SIGHUP)
-        signal.signal(signal.SIGHUP, no_action)
+    args = parse_arguments()
     prepare_process(args.daemon)
-    log = Log(args.log_format, args.log_file)
+    log = Log(args.log_format, args.log_file or args.daemon and os.devnull)
+    if log.path:
+        signal.signal(signal.SIGHUP, no_action)
     try:
         if args.secret:
             hide(args.secret)
@@ -3592,7 +3566,7 @@ def main():
         if any(args.secret in os.fsencode(word) for word in sys.argv):
             log.event("the secret can be seen in ps here: give it by --secret-file or RTOT_SECRET")
     try:
-        run(args, ends_us, log)
+        run(args, log)
     except CannotStart as error:
         log.event(str(error))
         return 1

@@ -72,9 +72,12 @@ class OptionTest(Case):
                 self.assertNotIn("Traceback", err)
 
     def test_bad_values_in_the_environment_are_a_usage_error(self):
-        for env in ({"RTOT_ADDR": "nowhere"}, {"RTOT_LOG_FORMAT": "xml"}, {"RTOT_SECRET": "a\nb"}):
-            status, _, err = run(env=env)
+        for name, value, message in (("RTOT_ADDR", "nowhere", "'nowhere' is no address, like :8457"),
+                                     ("RTOT_LOG_FORMAT", "xml", "'xml' is no format: text or json"),
+                                     ("RTOT_SECRET", "a\nb", "the secret has a control character")):
+            status, _, err = run(env={name: value})
             self.assertEqual(status, 2, err)
+            self.assertIn("rtot: error: %s: %s" % (name, message), err.rstrip("\n").split("\n")[-1])
             self.assertNotIn("Traceback", err)
 
     def test_an_empty_variable_is_as_if_it_were_not_set(self):
@@ -140,8 +143,20 @@ class OptionTest(Case):
         wait_until(lambda: '"path": "/"' in server.log())
 
     def test_an_option_beats_the_environment(self):
-        server = self.own_server(env={"RTOT_ADDR": "nowhere:1", "RTOT_SECRET": "other"})
-        self.assertEqual(server.get("/").status, 200)
+        for env in ({"RTOT_ADDR": "nowhere:1", "RTOT_SECRET": "other"}, {"RTOT_ADDR": "nowhere", "RTOT_SECRET": "a\nb"}):
+            server = self.own_server(env=env)
+            self.assertEqual(server.get("/").status, 200)
+
+    def test_a_file_of_the_secret_beats_the_environment(self):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"swordfish\n")
+            file.flush()
+            for value in ("other", "a\nb", " "):
+                server = self.own_server("--secret-file", file.name, secret=None, env={"RTOT_SECRET": value})
+                server.secret = "swordfish"
+                self.assertEqual(server.get("/").status, 200)
+                with open("/proc/%d/environ" % server.pid, "rb") as environ:
+                    self.assertNotIn(b"RTOT_SECRET=" + value.encode("ascii"), environ.read())
 
     def test_sizes(self):
         for text, size in (("1", 1), ("4K", 4096), ("64M", 64 << 20), ("2g", 2 << 30)):
@@ -184,6 +199,17 @@ class SecretTest(Case):
                 server = self.own_server("--secret-file", file.name, secret=None)
                 server.secret = "from file"
                 self.assertEqual(server.get("/").status, 200)
+
+    def test_a_file_that_cannot_be_read_is_an_error_of_a_line(self):
+        before = ("import builtins, io\nreal = builtins.open\n"
+                  "class Broken(io.BytesIO):\n"
+                  "    def readline(self, *args): raise OSError(5, 'Input/output error')\n"
+                  "builtins.open = lambda path, *args, **more: Broken() if path == 'broken' else real(path, *args, **more)")
+        for path, program, reason in (("/", [support.SOURCE], "Is a directory"),
+                                      ("broken", patched(before=before), "Input/output error")):
+            status, _, err = run("--secret-file", path, program=program)
+            self.assertEqual(status, 2)
+            self.assertIn("cannot read the secret from %s: %s" % (path, reason), err.rstrip("\n").split("\n")[-1])
 
     def test_is_read_from_the_first_line_of_standard_input(self):
         reading, writing = os.pipe()
@@ -229,6 +255,20 @@ class SecretTest(Case):
         for address, secret, warned in ((":0", "1234567", True), (":0", "12345678", False), ("127.0.0.1:0", "1", False)):
             server = self.own_server(address=address, secret=secret)
             self.assertEqual(bool(re.search("(?m)^rtot: .*guess", server.log())), warned, (address, secret))
+
+
+class StartTest(Case):
+
+    def test_a_start_that_lacks_something_is_an_error_of_a_line(self):
+        before = "import os\ndef fork(): raise BlockingIOError(11, 'Resource temporarily unavailable')\nos.fork = fork"
+        status, _, err = run("-d", "-s", "x", program=patched(before=before))
+        self.assertEqual((status, err), (1, "rtot: cannot go on in the background: Resource temporarily unavailable\n"))
+        for count in (4, 5, 6, 7):
+            after = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (%d, %d))" % (count, count)
+            status, _, err = run("-a", "127.0.0.1:0", "-s", "x", program=patched(after))
+            self.assertEqual(status, 1)
+            self.assertRegex(err, r"(?m)^rtot: cannot (start|listen on \S+): Too many open files\n\Z")
+            self.assertNotIn("Traceback", err)
 
 
 class AddressTest(Case):
