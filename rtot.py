@@ -80,8 +80,7 @@ SLICE = 1 << 16         # bytes of output or of an answer that are handled at a 
 BATCH = 500             # pieces of an output, or jobs of a list, that are handled at a time: some 2 ms
 TRIM_SIZE = 16 * MIB    # bytes of output forgotten, after which malloc is asked to give its pages back
 TRIM_AFTER = 1.0        # s until it is asked: many deletions are one
-OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the follower that started it
-PACE, PATIENCE = 4 * MIB, 0.25  # bytes in s that another follower has to read to be waited for
+OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by ?follow
 
 # HTTP.
 BACKLOG = 1024
@@ -346,17 +345,17 @@ TAIL_STEP = 1 << 11     # bytes that are searched for lines at a time: 3 ms, if 
 class Output:
     """What a job has printed: the last `limit` bytes of the log, of which each stream is a part.
 
-    `start[which]` and `end[which]`: the offsets, in OUT, ERR or LOG, of the first byte kept and behind the last.  The
-    bytes are in chunks, into which small reads are folded.  A mark is four numbers: where in OUT, ERR and LOG a piece
-    begins, and its stamp: ms since 1970, times 2, plus the stream.  Another stream or millisecond makes a new one; when
-    the marks take half of the limit, another second.
+    `start[which]` and `end[which]`: the offsets, in OUT, ERR or LOG, of the first byte kept and behind the last.  Small
+    reads are folded into chunks.  A mark is four numbers: where in OUT, ERR and LOG a piece begins, and its stamp: ms
+    since 1970, times 2, plus the stream.  Another stream or millisecond makes one; if they take half of the limit,
+    another second.
     """
 
-    __slots__ = ("limit", "start", "end", "readers", "consumed", "_chunks", "_starts", "_marks")
+    __slots__ = ("limit", "start", "end", "owner", "consumed", "_chunks", "_starts", "_marks")
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.readers, self.consumed = (), None      # those that are waited for; see Process._wait_for_readers
+        self.owner = self.consumed = None       # the OutputBody that the job waits for; see Process._wait_for_owner
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
@@ -364,9 +363,8 @@ class Output:
 
     @property
     def spare(self):
-        """The number of the oldest bytes that no owner, who reads the log, has still to read."""
-        owned = [reader.offset for reader in self.readers if reader.owner]
-        return max(min(owned + [self.end[LOG]]) - self.start[LOG], 0)
+        """The number of the oldest bytes that the owner, who reads the log, has read already."""
+        return max(self.owner.offset - self.start[LOG], 0) if self.owner else self.size
 
     def append(self, stream, data):
         stamp = int(time.time() * 1000) << 1 | stream
@@ -385,14 +383,13 @@ class Output:
             self._starts.append(end[LOG])
         end[LOG] += len(data)
         end[stream] += len(data)
-        dropped = self.would_drop(0)
-        if dropped:
-            self.drop(min(dropped, self.size))
+        excess = self.would_drop(0)
+        if excess:
+            self.drop(min(excess, self.size))
 
     def would_drop(self, count):
-        """Return how many bytes an append of `count` pushes out, at most; if the marks are too many, those of one."""
-        is_crowded = len(self._marks) * 8 > max(self.limit, BATCH * MARK)
-        return max(self.size + count - self.limit, MARK if is_crowded else 0)
+        """Return how many bytes an append of `count` pushes out, at most; some too if there are too many marks."""
+        return max(self.size + count - self.limit, MARK * (len(self._marks) * 8 > max(self.limit, BATCH * MARK)))
 
     def drop(self, count):
         """Forget the `count` oldest bytes; a chunk is freed with its last byte."""
@@ -439,10 +436,10 @@ class Output:
         return bytes(self._chunks[index][begin:begin + limit])
 
     def pieces(self, which, offset, end):
-        """Yield the bytes from an offset to another; ClientGone if some are dropped before they are asked for."""
+        """Yield the bytes from an offset to another; ClientGone, so that the answer is cut off, if some are dropped."""
         while offset < end:
             if offset < self.start[which]:
-                raise ClientGone()      # so that the connection breaks before the end that was announced
+                raise ClientGone()
             data = self.read(which, offset, min(end - offset, SLICE))
             offset += len(data)
             yield data
@@ -464,7 +461,7 @@ class Output:
 
 
 class TotalOutput:
-    """The output of all jobs.  Beyond `limit` bytes, what was printed longest ago is dropped.
+    """The output of all jobs: beyond `limit` bytes, that of the job that printed longest ago is dropped.
 
     What an owner has still to read goes only when nothing else is left.
     """
@@ -500,18 +497,15 @@ class TotalOutput:
             if not output.size:
                 self.forget(output)
 
-    def delay(self, output, count):
-        """Return for how many seconds `count` bytes more wait for followers, at most."""
+    def must_wait(self, output, count):
+        """Must `count` bytes more of an output that has an owner wait until that, or the one of another, has read?"""
         excess = self.size + count - self.limit
         for other in self._kept:
             if excess <= 0:
                 break
             excess -= other.spare
         dropped = max(output.would_drop(count), count if excess > 0 else 0)
-        delays = [reader.delay(dropped) for reader in output.readers]
-        if excess > 0 and any(reader.owner for reader in output.readers):
-            delays.append(LOOK_AFTER)       # until another owner has read
-        return min(filter(None, delays), default=0)
+        return output.owner.would_lose(dropped) or excess > 0 and output.owner is not None
 
     def forget(self, output):
         """Keep nothing of it; return how many bytes that frees."""
@@ -532,18 +526,15 @@ def give_memory_back():
 # ------------------------------------------------------------------------------------------------ jobs
 
 STATES = {"new": ("running", "complete"), "running": ("complete",), "complete": ()}     # from a state, where it can go
-CANCELED = "canceled before it started"
 
-# The first rtot was written in Go, and clients read its answers: exits, times and durations look like Go's.  This is
-# what Go calls the signals that end a process (its syscall package, linux/amd64).  16 is STKFLT, which Python knows
-# from 3.11 on; it stands first, since elsewhere 16 is another one.
+# The first rtot was written in Go, so exits, times and durations look like Go's.  These are its words for signals
+# (package syscall, linux/amd64).  Python knows STKFLT from 3.11 on; it stands first, since elsewhere 16 is another.
 SIGNAL_WORDS = {getattr(signal, "SIG" + name, 16): words for name, words in (pair.split(": ") for pair in (
     "STKFLT: stack fault|HUP: hangup|INT: interrupt|QUIT: quit|ILL: illegal instruction|TRAP: trace/breakpoint trap|"
     "ABRT: aborted|BUS: bus error|FPE: floating point exception|KILL: killed|USR1: user defined signal 1|"
     "SEGV: segmentation fault|USR2: user defined signal 2|PIPE: broken pipe|ALRM: alarm clock|TERM: terminated|"
     "XCPU: CPU time limit exceeded|XFSZ: file size limit exceeded|VTALRM: virtual timer expired|"
     "PROF: profiling timer expired|IO: I/O possible|PWR: power failure|SYS: bad system call").split("|"))}
-
 
 wall_ns = getattr(time, "time_ns", lambda: int(time.time() * 1e9))      # Python 3.7
 
@@ -583,9 +574,9 @@ def readable(data):
 
 
 # How a job is to run.  args, cwd and the pairs of env are bytes; timeout in s, max_output in bytes; None is no timeout,
-# the server's directory, no terminal, the server's limit.
-Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty max_output")
-PLAIN = Options(args=(), env=(), cwd=None, timeout=None, label="", stdin=False, tty=None, max_output=None)
+# the server's directory, the server's limit.
+Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty rows cols max_output")
+PLAIN = Options((), (), cwd=None, timeout=None, label="", stdin=False, tty=False, rows=24, cols=80, max_output=None)
 
 
 class Job:
@@ -606,31 +597,28 @@ class Job:
         self.changed, self.ended = Condition(loop), Condition(loop)
 
     href = property(lambda self: "/jobs/%d" % self.id)
+    is_complete = lambda self: self.state == "complete"
 
     @property
     def duration(self):
         """The seconds for which it has run."""
         return (self._stopped or time.monotonic()) - self._began if self._began else 0.0
 
-    def is_complete(self):
-        return self.state == "complete"
-
     def _move(self, state):
         if state not in STATES[self.state]:
             raise RuntimeError("job %d cannot go from %s to %s" % (self.id, self.state, state))
         self.state = state
+        self.changed.notify_all()
 
     def start(self, pid):
         self._move("running")
         self.pid, self.started, self._began = pid, wall_ns(), time.monotonic()
-        self.changed.notify_all()
 
     def complete(self, text, code, held=False):
         """End with the text of `exit`, "" on success, and the exit code."""
         self._move("complete")
         self.exit, self.exit_code, self.held = text, code, held
         self.completed, self._stopped = wall_ns(), time.monotonic()
-        self.changed.notify_all()
         self.ended.notify_all()
 
 
@@ -643,13 +631,13 @@ def working_directory():
 
 
 def first_line(script):
-    """Return the beginning of the first line that is neither empty nor a comment, as text."""
+    """Return the beginning of the first line that is neither empty nor a comment."""
     lines = [line.strip() for line in script[:4096].split(b"\n")]
     return readable(next((line for line in lines if line and not line.startswith(b"#")), lines[0])[:200])
 
 
 def as_text(pieces, size):
-    """Return `size` bytes, in pieces, as text; if they are many, a generator that makes it as it is sent."""
+    """Return `size` bytes, in pieces, as text; if they are many, a generator of it."""
     return readable(b"".join(pieces)) if size <= SLICE else codecs.iterdecode(pieces, "utf-8", "replace")
 
 
@@ -677,7 +665,7 @@ VIEW = {      # a job's fields in JSON, in this order
     "args": lambda job: [readable(arg) for arg in job.options.args],
     "cwd": lambda job: readable(job.options.cwd or working_directory()),
     "timeout": lambda job: job.options.timeout,
-    "tty": lambda job: job.options.tty and dict(zip(("rows", "cols"), job.options.tty)),
+    "tty": lambda job: {"rows": job.options.rows, "cols": job.options.cols} if job.options.tty else None,
     "script": lambda job: as_text(
         (job.script[begin:begin + SLICE] for begin in range(0, len(job.script), SLICE)), len(job.script)),
     "line": lambda job: first_line(job.script),
@@ -692,25 +680,26 @@ TEXT_FIELDS = tuple("id state exit duration label line".split())
 
 @functools.lru_cache(maxsize=64)
 def shown(fields):
-    """Return (name, view, whether to leave it out if it is empty, false or 0) of each field to show."""
+    """Return of each field to show its beginning, its view, and whether to leave it out if it is empty, false or 0."""
     left_out = {"out", "err", "exit"} | {"held", "timed_out", "dropped"}.difference(fields)
-    return [(name, view, name in left_out) for name, view in VIEW.items() if name in fields or name in ALWAYS]
+    return [('\n      "%s": ' % name, view, name in left_out) for name, view in VIEW.items()
+            if name in fields or name in ALWAYS]
 
 
 def jobs_json(jobs, fields):
     """Yield the jobs as JSON, in pieces of text: the `fields`, and those that are always shown."""
     import json
     encode, lead = json.encoder.encode_basestring, '{\n  "jobs": [\n    {'
-    quick = {str: encode, int: str}         # most values; JSONEncoder takes twice the time
+    encoders = {str: encode, int: str}      # of most values; JSONEncoder takes twice the time
     for job in jobs:
         text = lead
-        for name, view, may_be_left_out in shown(fields):
+        for begin, view, may_be_left_out in shown(fields):
             value = view(job)
             if not value and may_be_left_out:
                 continue
-            text += '\n      "%s": ' % name
-            if type(value) in quick:
-                text += quick[type(value)](value) + ","
+            text += begin
+            if type(value) in encoders:
+                text += encoders[type(value)](value) + ","
             elif isinstance(value, types.GeneratorType):
                 yield text + '"'
                 for part in value:
@@ -748,9 +737,8 @@ class JobStore:
     """The jobs, by id: at most `keep` complete ones, 0 is all, and `max_scripts` bytes of scripts."""
 
     def __init__(self, keep, max_scripts):
-        self.keep, self.max_scripts, self._script_bytes, self._next_id = keep, max_scripts, 0, 0
-        self.jobs = collections.OrderedDict()
-        self._complete = collections.OrderedDict()      # those, in the order of their ends
+        self.keep, self.max_scripts, self._script_bytes, self._ids = keep, max_scripts, 0, itertools.count()
+        self.jobs, self._complete = collections.OrderedDict(), collections.OrderedDict()    # the latter by their ends
 
     def add(self, job):
         """Keep the job, and give it its id, which is never used again."""
@@ -759,8 +747,7 @@ class JobStore:
                 "the scripts of all jobs take %d bytes of %d: DELETE /jobs?state=complete, or raise --max-total"
                 % (self._script_bytes, self.max_scripts)))
         self._script_bytes += len(job.script)
-        job.id = self._next_id
-        self._next_id += 1
+        job.id = next(self._ids)
         self.jobs[job.id] = job
 
     def remove(self, job):
@@ -779,8 +766,8 @@ class JobStore:
         self.remove(oldest)
         return [oldest]
 
-    def select(self, state=None, label=None, last=None):
-        """Return the `last` jobs in that state and with that label, in order of id; None is all, as are no words."""
+    def select(self, state=None, label=None, last=None, **_):
+        """Return the `last` jobs in that state and with that label, in order of id; None or "" is all."""
         newest_first = (job for job in reversed(self.jobs.values())
                         if state in (None, "", job.state) and label in (None, "", job.options.label))
         return list(itertools.islice(newest_first, last))[::-1]
@@ -963,7 +950,7 @@ class Process:
             self.pipes[self.terminal] = OUT
             ends.extend((slave, slave, slave))
             self.input = os.dup(self.terminal)
-            set_size(slave, *options.tty)
+            set_size(slave, options.rows, options.cols)
         else:
             stdin, self.input = os.pipe() if options.stdin else (self.runner.null, None)
             ends.append(stdin)
@@ -1021,11 +1008,11 @@ class Process:
         """Read once; return how many bytes there were."""
         job, output, runner = self.job, self.job.output, self.runner
         size = WIDE_READ_SIZE if fd in runner.wide else READ_SIZE
-        if output.readers:      # of what is read at once, they can get no more than is kept
+        if output.owner:        # of what is read at once, it can get no more than is kept
             size = min(size, output.limit)
-            if not output.consumed and runner.total.delay(output, size):
+            if not output.consumed and runner.total.must_wait(output, size):
                 output.consumed = Condition(self.loop)
-                self.loop.spawn(self._wait_for_readers(size))
+                self.loop.spawn(self._wait_for_owner(size))
             if output.consumed:
                 return 0
         try:
@@ -1087,17 +1074,17 @@ class Process:
             if not output.consumed or output.end[LOG] >= printed:
                 return
 
-    async def _wait_for_readers(self, size):
-        """Read no more, until no follower that is waited for would lose anything."""
+    async def _wait_for_owner(self, size):
+        """Read no more, until the client that started the job would lose nothing."""
         output = self.job.output
 
-        def delay():
-            return self.pipes and self.runner.total.delay(output, size)
+        def may_go_on():
+            return not (self.pipes and output.owner and self.runner.total.must_wait(output, size))
         for fd in self.pipes:
             self.loop.unwatch(fd)
         try:
-            while delay():
-                await output.consumed.wait_for(lambda: not delay(), delay())
+            while not await output.consumed.wait_for(may_go_on, LOOK_AFTER):
+                pass
         finally:
             output.consumed = None
             for fd in self.pipes:
@@ -1538,7 +1525,7 @@ class Runner:
             script = self._queue.pop(job, None)
             if script:                          # else it has a place, and run() removes it
                 self.workspace.remove(script)
-            self._complete(job, CANCELED, 126)
+            self._complete(job, "canceled before it started", 126)
         elif not job.is_complete():
             self.loop.spawn(self.end(self.processes[job], signal.SIGTERM, GRACE))
 
@@ -2494,7 +2481,6 @@ def page():
 
 # ---------------------------------------------------------------------------------------------- routes
 
-MOST_BYTES = 2 ** 53 - 1        # the end of a body that grows: RFC 8673, 2.2
 REPEATABLE = ("arg", "env")
 EXCLUSIVE = ("wait follow", "follow text", "follow fields", "from tail")        # one of these at most
 NEEDED = {"attach": "wait follow", "fail": "wait", "from": "json"}              # to a parameter, one of these
@@ -2505,9 +2491,9 @@ def bad(message, *values):
 
 
 def checked(pattern, right, convert=int):
-    """Return a type of option or parameter: a function that converts text.
+    """Return a type of option or parameter: it converts text, or says what would be right.
 
-    If that does not match, or `convert` returns None, it says what would be right.
+    That is if the text does not match, or `convert` returns None.
     """
     def parse(text):
         value = convert(text) if re.fullmatch(pattern, text, re.ASCII) else None
@@ -2520,51 +2506,41 @@ def checked(pattern, right, convert=int):
 def field_names(text):
     """Return the fields to show, in the order asked for; None if there is no such field."""
     names = tuple(filter(None, text.split(",")))
-    if not set(names) <= {"all", *VIEW}:
-        return None
-    return tuple(VIEW) if "all" in names else names
-
-
-def number_of_signal(text):
-    """Return the number of the signal INT, SIGINT or 2, or None."""
-    name = "SIG" + re.sub("^SIG", "", text.upper())
-    number = int(text) if text.isdigit() else signal.Signals.__members__.get(name)
-    return number if number in range(1, signal.NSIG) else None
+    return None if set(names) - {"all", *VIEW} else tuple(VIEW) if "all" in names else names
 
 
 FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 SECONDS = r"([0-9]{1,9}(\.[0-9]{0,9})?|\.[0-9]{1,9})"
 SHIFTS = {"K": 10, "M": 20, "G": 30}
+SIGNALS = {str(number): number for number in range(1, signal.NSIG)}     # and as INT and SIGINT
+SIGNALS.update((name[cut:], number) for name, number in signal.Signals.__members__.items() for cut in (0, 3))
 
 parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G",
                      lambda text: int(text.rstrip("KMGkmg")) << SHIFTS.get(text[-1].upper(), 0))
 parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
-parse_flag = checked(".*", "flag: give it alone, =1 or =true, or =0 or =false for no", FLAGS.get)
-parse_side = checked("0*[1-9][0-9]{0,3}", "whole number from 1 to 9999")
 
 PARAMETERS = {
     "arg": bytes, "cwd": bytes, "env": bytes,           # as they are
     "label": str, "state": checked("|".join(STATES) + "|", "state; there are: " + " ".join(STATES), str),
-    **dict.fromkeys("attach eof fail follow json stdin text tty".split(), parse_flag),
+    **dict.fromkeys("attach eof fail follow json stdin text tty".split(), checked(
+        ".*", "flag: give it alone, =1 or =true, or =0 or =false for no", FLAGS.get)),
+    **dict.fromkeys(("rows", "cols"), checked("0*[1-9][0-9]{0,3}", "whole number from 1 to 9999")),
     "grace": checked(SECONDS, "number of seconds, like 5 or 0.5", float),
     "timeout": checked("(?=.*[1-9])" + SECONDS, "number of seconds over 0, like 5 or 0.5", float),
     "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",       # True is as long as it takes
                     lambda text: FLAGS[text] if text in ("", "true", "false") else float(text)),
-    "rows": parse_side, "cols": parse_side, "max_output": parse_size, "last": parse_count, "tail": parse_count,
+    "max_output": parse_size, "last": parse_count, "tail": parse_count,
     "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
     "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
     "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, and 1 to %d"
-                      % (signal.NSIG - 1), number_of_signal),
+                      % (signal.NSIG - 1), lambda text: SIGNALS.get(text.upper())),
 }
 
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
 def parse_parameters(query, known):
-    """Return the values of a query by name, lists of those that are REPEATABLE; an Error for what is not `known`.
-
-    It is the same for the same query, so nobody may change it.
-    """
-    given = {}
+    """Return the values of a query by name, lists of those that are REPEATABLE; an Error for what is not `known`."""
+    given = {}              # nobody may change it: it is the same for the same query
     for pair in filter(None, query.replace(b"+", b" ").split(b"&")):       # parse_qsl splits at ";" too, before 3.6.14
         name, _, value = pair.partition(b"=")
         name, value = readable(unquote(name)), unquote(value)
@@ -2574,9 +2550,8 @@ def parse_parameters(query, known):
             raise bad("%s may be given once", name)
         if b"\0" in value:
             raise bad("%s has a NUL byte", name)
-        convert = PARAMETERS[name]
         try:
-            value = convert(value if convert is bytes else readable(value))
+            value = value if PARAMETERS[name] is bytes else PARAMETERS[name](readable(value))
         except argparse.ArgumentTypeError as error:
             raise bad("%s: %s", name, error)
         if name in REPEATABLE:
@@ -2589,7 +2564,7 @@ def parse_parameters(query, known):
             raise bad("give one of these, not both: %s", names)
     for name, others in NEEDED.items():
         if name in effective and effective.isdisjoint(others.split()):
-            raise bad("%s needs %s: give it too", name, others.replace(" ", " or "))
+            raise bad("%s needs %s", name, others.replace(" ", " or "))
     return given
 
 
@@ -2599,94 +2574,75 @@ def new_options(given, old, most_output):
         raise bad("max_output may be up to %d here", most_output)
     cwd = given.get("cwd")
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
-        raise bad("cwd %r is no directory that can be entered; give an absolute path", readable(cwd))
-    tty, (rows, columns) = given.get("tty", bool(old.tty)), old.tty or (24, 80)
-    if not tty and ("rows" in given or "cols" in given):
+        raise bad("cwd %r is no directory that can be entered", readable(cwd))
+    if not given.get("tty", old.tty) and ("rows" in given or "cols" in given):
         raise bad("rows and cols are for a job with a terminal: give tty too")
     options = {name: given[name] for name in Options._fields if name in given}
-    options["args"] = given.get("arg", old.args)
-    options["tty"] = (given.get("rows", rows), given.get("cols", columns)) if tty else None
     if "env" in given:
         options["env"] = [pair.split(b"=", 1) for pair in given["env"]]
         if any(len(pair) < 2 or not pair[0] for pair in options["env"]):
             raise bad("env is like NAME=VALUE")
-    return old._replace(**options)
+    return old._replace(args=given.get("arg", old.args), **options)
 
 
 class OutputBody:
-    """A body: what a job prints, as it comes, until it is complete; if it does not follow, what it has printed so far.
+    """A body: what a job prints until it is complete; if it does not follow, what it has printed so far.
 
-    What something in the background prints after that does not belong to it: there might be no end.  Before bytes are
-    dropped that it has not read, which breaks the connection, the job waits while it reads PACE bytes in PATIENCE
-    seconds; for an `owner`, the Connection of the client that started the job, while it reads at all.  on_gone(job),
-    if any, is called when it is closed before the job is complete.
+    What the background prints after that does not belong to it: there might be no end.  The connection breaks if bytes
+    are dropped that it has not read.
     """
 
-    _since = None       # (progress, time) when the job began to wait for it, or it had read enough
+    _passed_on, _since = None, 0.0      # the last progress as owner, in bytes, and when it was seen
 
-    def __init__(self, client, job, which, offset, follows, owner=None, on_gone=None):
+    def __init__(self, client, job, which, offset, follows=True, on_close=None):
         self.client, self.job, self.which, self.offset, self.follows = client, job, which, offset, follows
-        self.owner, self.on_gone = owner, on_gone
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
-        job.output.readers += (self,)
+        self.on_close = on_close    # called with the job, or None
 
     async def read(self):
         """Return what comes next, as soon as there is something; b"" at the end."""
         job, output, which = self.job, self.job.output, self.which
         while True:
+            await self.client.attend(job.changed.wait_for(
+                lambda: self.end is not None or self.offset < output.end[which] or job.is_complete()))
             if self.end is None and job.is_complete():
                 self.end = output.end[which]
             if self.offset < output.start[which]:
                 raise ClientGone()
-            end = output.end[which] if self.end is None else self.end
-            if self.offset < end:
-                data = self.take(end)
-                if output.consumed:
-                    output.consumed.notify_all()
-                if data:
-                    return data
-            elif self.end is not None:
-                return b""
-            else:
-                await self.client.attend(job.changed.wait_for(
-                    lambda: self.offset < output.end[which] or job.is_complete()))
+            is_end = self.offset == self.end
+            data = self.take(output.end[which] if self.end is None else self.end)
+            if output.consumed:
+                output.consumed.notify_all()
+            if data or is_end:
+                return data
 
     def take(self, end):
-        """Read some of the output, up to `end`; return what read() is to return for it, if anything."""
+        """Return some bytes of the output, up to an offset; or none that can be sent yet."""
         data = self.job.output.read(self.which, self.offset, min(WIDE_READ_SIZE, end - self.offset))
         self.offset += len(data)
         return data
 
-    def delay(self, dropped):
-        """Return for how many seconds at most a drop of so many bytes waits for it."""
+    def would_lose(self, dropped):
+        """Would this owner lose any if so many bytes were dropped?  It is no owner after OWNER_PATIENCE without one."""
         output, now = self.job.output, time.monotonic()
-        start, end = output.start[self.which], output.end[self.which]
+        start, end = output.start[LOG], output.end[LOG]
         if not start <= self.offset < min(end, start + dropped):        # it has lost some already, or loses none
-            self._since = None
-            return 0
-        # The system may hold megabytes for a slow owner: what it has passed on counts too.
-        progress = self.offset - self.owner.unsent() if self.owner else self.offset // PACE
-        if self._since is None or progress != self._since[0]:
-            self._since = progress, now
-        remaining = self._since[1] + (OWNER_PATIENCE if self.owner else PATIENCE) - now
-        if remaining <= 0:
-            self._leave()
-        return max(remaining, 0)
-
-    def _leave(self):
-        """Let the job wait for it no more."""
-        output = self.job.output
-        output.readers = tuple(reader for reader in output.readers if reader is not self)
-        if output.consumed:
-            output.consumed.notify_all()
+            return False
+        passed_on = self.offset - self.client.unsent()      # the system may hold megabytes for a slow client
+        if passed_on != self._passed_on:
+            self._passed_on, self._since = passed_on, now
+        if now - self._since >= OWNER_PATIENCE:
+            output.owner = None
+        return output.owner is not None
 
     def trailers(self):
         return [("Rtot-Exit", str(self.job.exit_code))] if self.follows else ()
 
     def close(self):
-        self._leave()
-        if self.on_gone and not self.job.is_complete():
-            self.on_gone(self.job)
+        if self.job.output.owner is self:
+            self.job.output.owner = None
+        if self.on_close:
+            self.on_close(self.job)
 
 
 class JsonLog(OutputBody):
@@ -2694,41 +2650,31 @@ class JsonLog(OutputBody):
 
     def __init__(self, client, job, offset, follows):
         super().__init__(client, job, LOG, offset, follows)
-        self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in (OUT, ERR)]
-        self._ends = [0, 0]         # where the last piece of each stream ended
-
-    async def read(self):
-        import json
-        lines = await super().read() or self._finish()
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
+        self._cut = [(b"", 0), (b"", 0)]    # of each stream the beginning of a character, and its end; () at the end
 
     def take(self, end):
-        lines, last = [], min(end, self.offset + SLICE)
+        import json
+        job, lines, last = self.job, [], min(end, self.offset + SLICE)
+        if self.offset == end:
+            if job.is_complete() and self._cut:
+                ms = job.completed // 10 ** 6
+                lines = self._decode(OUT, ms, b"", self._cut[OUT][1]) + self._decode(ERR, ms, b"", self._cut[ERR][1])
+                if self.follows:
+                    lines.append({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code})
+            self._cut = ()
         while len(lines) < BATCH and self.offset < last:
-            stream, ms, data = self.job.output.read_piece(LOG, self.offset, min(SLICE, end - self.offset))
+            stream, ms, data = job.output.read_piece(LOG, self.offset, min(SLICE, end - self.offset))
             lines += self._decode(stream, ms, data, self.offset)
             self.offset += len(data)
-        return lines
-
-    def _finish(self):
-        """Return lines with what is left of a character, if no more can come, and with how the job ended; once."""
-        job, ms, lines = self.job, self.job.completed // 10 ** 6, []
-        if job.is_complete() and self._decoders:
-            for stream in (OUT, ERR):
-                lines += self._decode(stream, ms, b"", self._ends[stream])
-            if self.follows:
-                lines.append({"time": iso_time(ms), "exit": job.exit, "exit_code": job.exit_code})
-        self._decoders = ()
-        return lines
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
 
     def _decode(self, stream, ms, data, offset):
         """Return the line, in a list, of a piece at an offset of the log; of what is left if there is no data."""
-        decoder = self._decoders[stream]
-        begun = len(decoder.getstate()[0]) if self._ends[stream] == offset else 0       # of a character that ends here
-        self._ends[stream] = offset + len(data)
-        value = {"at": offset - begun, "time": iso_time(ms), "stream": ("out", "err")[stream],
-                 "text": decoder.decode(data, not data)}
-        return [value] if value["text"] else []
+        begun, end = self._cut[stream]
+        text, used = codecs.utf_8_decode(begun + data, "replace", not data)
+        self._cut[stream] = (begun + data)[used:], offset + len(data)
+        at = offset - len(begun) if end == offset else offset
+        return [{"at": at, "time": iso_time(ms), "stream": ("out", "err")[stream], "text": text}] if text else []
 
 
 try:        # what hmac has, which brings 3.8 MB of libcrypto
@@ -2742,10 +2688,12 @@ UNBUFFERED = ("X-Accel-Buffering", "no")        # for nginx
 
 
 class App:
-    """What rtot answers.  A handler takes a Request, its parameters and a Job, gives a Response, touches no socket."""
+    """What rtot answers.  A handler takes a Request, its parameters and a Job, gives a Response, touches no socket.
+
+    `secret` and `shell` are bytes, the two limits in bytes.
+    """
 
     def __init__(self, loop, secret, store, runner, workspace, max_script, max_output, shell):
-        """`secret` and `shell` are bytes, the two limits in bytes."""
         self.loop, self.secret, self.store, self.runner, self.workspace = loop, secret, store, runner, workspace
         self.max_script, self.max_output, self.shell = max_script, max_output, shell
         self.began = self.last_used = time.monotonic()
@@ -2765,12 +2713,12 @@ class App:
         given = {} if is_ping else parse_parameters(request.query, known)
         for name in CONDITIONS.intersection(headers) if not reads else ():
             raise bad("rtot would ignore the header %s: leave it out", name.decode("ascii"))
-        if takes_body and headers.get(b"content-encoding", b"identity").lower() not in (b"", b"identity"):
+        if takes_body and headers.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
             raise Error("unsupported media type", "rtot does not decode Content-Encoding: %s: send the body as it is"
                         % readable(headers[b"content-encoding"]))
         if not takes_body and not request.ended:
-            await request.read_all(0, "bad request", (
-                "%s %s takes no body: parameters go into the URL, like ?name=value" % (request.method, request.path)))
+            await request.read_all(0, "bad request", "%s %s takes no body: parameters go into the URL, as ?name=value"
+                                   % (request.method, request.path))
         return await handler(self, request, given, *job)
 
     async def _authorize(self, request):
@@ -2781,18 +2729,17 @@ class App:
         if not compare_digest(given, self.secret):
             if given:
                 await request.client.changed.wait_for(lambda: request.client.at_end, WRONG_SECRET)
-            raise Error("not authorized", "this is not the secret of this server" if given else
-                        "send the secret in a header, as by curl -H 'Rtot-Secret: ...'",
-                        [("WWW-Authenticate", 'Bearer realm="rtot"')])
+            message = ("this is not the secret of this server" if given else
+                       "send the secret in a header, as by curl -H 'Rtot-Secret: ...'")
+            raise Error("not authorized", message, [("WWW-Authenticate", 'Bearer realm="rtot"')])
         request.client.waiting_since, request.client.is_known = None, True
         if b"rtot-poll" not in request.headers:         # of the page, which may have been forgotten
             self.last_used = time.monotonic()
         import_rest()
 
     def _find_job(self, text):
-        """Return the job of that number, or the last."""
         if text != "last" and not re.fullmatch("-?[0-9]{1,18}", text, re.ASCII):
-            raise Error("invalid job number", '"%s" is no number of a job, nor last' % text)
+            raise Error("invalid job number", '"%s" is neither the number of a job nor last' % text)
         jobs = self.store.jobs
         job = next(reversed(jobs.values()), None) if text == "last" else jobs.get(int(text))
         if job is None:
@@ -2821,12 +2768,11 @@ class App:
         return Response(204)
 
     def stop(self):
-        """Let the server end."""
         self.is_stopping = True
         self.stop_asked.notify_all()
 
     async def create(self, request, given, old=None):
-        """Make a job of the body and the parameters; the old job, if any, has what is not given."""
+        """Make a job of the body and the parameters, and of an old job, if any, for what is not given."""
         if not old and request.length == 0 and b"content-length" not in request.headers:
             raise Error("length required", "POST the script as the body, as by curl --data-binary @file")
         options = new_options(given, old.options if old else PLAIN, self.max_output)
@@ -2842,9 +2788,9 @@ class App:
             raise
         self.runner.submit(job, path)
         if given.get("follow"):
-            on_gone = self.runner.cancel if given.get("attach") else None
-            body = OutputBody(request.client, job, LOG, 0, True, request.client, on_gone)
-            response = Response(201, body, TEXT, [("Location", job.href), UNBUFFERED])
+            on_close = self.runner.cancel if given.get("attach") else None
+            job.output.owner = OutputBody(request.client, job, LOG, 0, on_close=on_close)
+            response = Response(201, job.output.owner, TEXT, [("Location", job.href), UNBUFFERED])
         else:
             running = 201 if given.get("wait", False) is False else 202
             response = await self.get(request, given, job, 201, running)
@@ -2852,7 +2798,7 @@ class App:
         return response
 
     async def _script(self, request, old):
-        """Return the script in the body, with a #! line, or else that of the old job."""
+        """Return the script in the body, with a #! line; of none, that of the old job."""
         script = await request.read_all(self.max_script, "content too large", (
             "a script may have %d bytes here: start rtot with more --max-script" % self.max_script))
         if not script and old:
@@ -2867,10 +2813,10 @@ class App:
         return script if script.startswith(b"#!") else b"#!" + self.shell + b"\n" + script
 
     async def _wait(self, request, given, job):
-        """Wait for the end of the job, if that is asked for; return whether it is complete."""
+        """Wait for the end of the job, if asked to; return whether it is complete."""
         seconds = given.get("wait")
         try:
-            if seconds and not job.is_complete():
+            if seconds:
                 await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
         except ClientGone:
             if given.get("attach"):
@@ -2880,28 +2826,26 @@ class App:
 
     async def get(self, request, given, job, complete=200, running=202):
         """Answer with the job, and the status for one that is complete or not; with `fail`, 424 if it failed."""
-        is_complete = await self._wait(request, given, job)
-        has_failed = is_complete and (job.exit_code != 0 or job.timed_out)
-        status = 424 if has_failed and given.get("fail") else complete if is_complete else running
+        status = complete if await self._wait(request, given, job) else running
+        if given.get("fail") and job.is_complete() and (job.exit_code or job.timed_out):
+            status = 424
         return self._answer_jobs(status, given, [job], [("Location", job.href)])
 
     @staticmethod
     def _answer_jobs(status, given, jobs, headers=()):
-        """Answer with the jobs, as JSON or text."""
         write, fields, content_type = ((jobs_text, TEXT_FIELDS, TEXT) if given.get("text") else
                                        (jobs_json, DEFAULT_FIELDS, JSON))
         return Response.of_pieces(status, write(jobs, given.get("fields", fields)), content_type, headers)
 
     async def list(self, request, given):
-        jobs = self.store.select(given.get("state"), given.get("label"), given.get("last"))
-        return self._answer_jobs(200, given, jobs)
+        return self._answer_jobs(200, given, self.store.select(**given))
 
     async def delete(self, request, given, *job):
         """End and forget the job, or all with that state and label."""
         for name, value in given.items():
             if not value:               # as from a variable of the shell that is not set
                 raise bad("%s is empty: give a value, or leave it out for all", name)
-        jobs = job or self.store.select(given.get("state"), given.get("label"))
+        jobs = job or self.store.select(**given)
         for each in jobs:
             self.store.remove(each)
         await self.runner.end_or_release(jobs)
@@ -2917,29 +2861,25 @@ class App:
     async def output(self, request, given, job, which):
         """Answer with what the job has printed: all, from the byte that Range or `from` names, or the last lines.
 
-        206 tells that bytes before the first may be missing: they were dropped, or Range did not ask for them.  Other
+        206: bytes before the first may be missing, since they were dropped, or Range did not ask for them.  Other
         ranges are ignored, and all with If-Range, as they may be (RFC 9110, 14.2).
         """
         output, follow, first = job.output, given.get("follow", False), given.get("from")
         match = re.fullmatch(b"bytes=([0-9]{1,18})-", request.headers.get(b"range", b""))
         if match and b"if-range" not in request.headers and request.method == "GET" and which != LOG:
             first = int(match.group(1))
-        offset = output.start[which] if first is None else first
-        if "tail" in given:
-            if first is not None:
-                raise bad("give one of these, not both: Range tail")
-            offset = await output.tail(which, given["tail"], self.loop.breathe)
+        if "tail" in given and first is not None:
+            raise bad("give one of these, not both: Range tail")
+        offset = await output.tail(which, given["tail"], self.loop.breathe) if "tail" in given else first or 0
         start, end = output.start[which], output.end[which]
         if offset > end or first == end and which != LOG and not follow:
             raise Error("range not satisfiable", "there are %d bytes" % end, [("Content-Range", "bytes */%d" % end)])
-        offset, headers, status = max(offset, start), [("Rtot-Dropped", str(start))], 200
-        if follow:
-            headers.append(UNBUFFERED)
+        offset, headers, status = max(offset, start), [("Rtot-Dropped", str(start))] + [UNBUFFERED] * follow, 200
         if given.get("json"):
             return Response(200, JsonLog(request.client, job, offset, follow), JSON_LINES, headers)
         if first is not None or offset == start > 0:
-            last = MOST_BYTES if follow else max(end - 1, offset)
-            whole = str(end) if job.is_complete() and not follow else "*"
+            last = 2 ** 53 - 1 if follow else max(end - 1, offset)          # RFC 8673, 2.2
+            whole = end if job.is_complete() and not follow else "*"
             headers.append(("Content-Range", "bytes %d-%d/%s" % (offset, last, whole)))
             status = 206
         if not follow and end - offset <= SLICE:
@@ -2952,13 +2892,13 @@ class App:
             raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
         request.timeout = None             # what makes the input may take its time
         await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
+        process = self.runner.processes.get(job)
+        if process is None:
+            raise Error("conflict", "standard input of job %d is closed" % job.id)
         while True:
             data = await request.read()
             eof = request.ended and given.get("eof", False)
             if data or eof:
-                process = self.runner.processes.get(job)
-                if process is None:
-                    raise Error("conflict", "standard input of job %d is closed" % job.id)
                 await request.client.attend(process.feed(data, eof))
             if request.ended:
                 return Response(204)
@@ -2971,11 +2911,9 @@ class App:
     async def resize(self, request, given, job):
         if len(given) < 2:
             raise bad("give both, as ?rows=24&cols=80")
-        if not job.options.tty:
-            raise Error("conflict", "job %d has no terminal: POST /jobs?tty gives one" % job.id)
         process = self.runner.processes.get(job)
         if process is None or process.terminal is None:
-            raise Error("conflict", "the terminal of job %d is closed" % job.id)
+            raise Error("conflict", "job %d has no terminal, or it is closed: POST /jobs?tty gives one" % job.id)
         set_size(process.terminal, given["rows"], given["cols"])
         return Response(204)
 
