@@ -1557,13 +1557,12 @@ class Runner:
 
 # Bytes over 0x7f, which RFC 3986 does not have, are let through: curl sends a label as it was typed.
 TOKEN = b"[!#$%&'*+.^_`|~0-9A-Za-z-]+"                  # RFC 9110, 5.6.2
-REQUEST_LINE = re.compile(b"(?!PRI )(" + TOKEN + b") ([\x21-\x7e\x80-\xff]+) HTTP/([0-9])[.]([0-9])\r")
 CHARACTER = b"(?:[!$&-;=@-Z_a-z~\\[\\]\x80-\xff]|%[0-9A-Fa-f]{2})"        # of a path, and [] of a query: RFC 3986, 3.3
 AUTHORITY = b"(?:\\[[0-9A-Fa-f:.]+\\]|(?:[!$&-.0-9;=A-Z_a-z~]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"        # 3.2.2 and 3.2.3
-HOST = re.compile(AUTHORITY)
-TARGET = re.compile(b"(?:(?=/)|(?i:https?)://(?=[^:/?])" + AUTHORITY + b")(/" + CHARACTER + b"*)?"
-                    b"(?:[?]((?:" + CHARACTER + b"|[?])*))?")                   # RFC 9112, 3.2.1 and 3.2.2
-HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):([^\x00-\x08\x0a-\x1f\x7f]*)\r$")      # RFC 9112, 5; no obs-fold
+TARGET = (b"(?:(?=/)|(?i:https?)://(?=[^ :/?])" + AUTHORITY + b")(/" + CHARACTER + b"*)?(?:[?]((?:" + CHARACTER
+          + b"|[?])*))?|(?<=^OPTIONS )[*]|(?<=^CONNECT )(?! )" + AUTHORITY)             # RFC 9112, 3.2
+REQUEST_LINE = re.compile(b"(" + TOKEN + b") (?:" + TARGET + b") HTTP/([0-9])[.]([0-9])\r")
+HEADERS = re.compile(b"(?m)^(" + TOKEN + b"):([^\x00-\x08\x0a-\x1f\x7f]*)\r\n")     # RFC 9112, 5; no obs-fold
 QUOTED = br'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'        # RFC 9110, 5.6.4
 CHUNK = (b"0*([0-9A-Fa-f]{1,15})(?:[ \t]*;[ \t]*" + TOKEN + b"(?:[ \t]*=[ \t]*(?:" + TOKEN + b"|" + QUOTED
          + b"))?)*")                                                            # RFC 9112, 7.1 and 7.1.1
@@ -1580,23 +1579,8 @@ def unquote(data):
     return re.sub(b"%([0-9A-Fa-f]{2})", lambda match: bytes((int(match.group(1), 16),)), data)
 
 
-def split_head(head):
-    """Return (match of the request line, headers) of a head, which need not be whole: without a first line, None."""
-    line, newline, fields = head.partition(b"\n")
-    if len(line) > MAX_LINE:
-        raise Error("uri too long", "the request line may have %d bytes: put data into the body" % MAX_LINE)
-    if len(fields) > MAX_LINE:
-        raise Error("request header fields too large", "all headers together may have %d bytes" % MAX_LINE)
-    match = REQUEST_LINE.fullmatch(line)
-    if not match and (newline or not re.match(b"\r?$|" + TOKEN, line)):
-        raise malformed("the first line has to be like: GET /jobs HTTP/1.1")
-    if match and match.group(3) != b"1":
-        raise Error("http version not supported", "rtot speaks HTTP/1.1 and HTTP/1.0")
-    return match, parse_headers(fields[:fields.rfind(b"\n") + 1])
-
-
 def parse_headers(fields):
-    """Return the values of header lines by lower-case name."""
+    """Return the values of header lines by lower-case name, without a last one that is not complete."""
     found, lines, headers = HEADERS.findall(fields), fields.count(b"\n"), {}
     if lines > MAX_HEADERS:
         raise Error("request header fields too large", "there may be %d headers" % MAX_HEADERS)
@@ -1613,24 +1597,26 @@ def parse_headers(fields):
 
 
 @functools.lru_cache(maxsize=128)           # clients send the same again and again
-def parse_head(head, complete=True):
-    """Return what a Request is made of, from its head without the empty line; an Error if it can't be served.
+def parse_head(head):
+    """Return what a Request is made of; an Error if it can't be served.
 
-    Of a head that is not complete, the request line may be missing, and Host.
+    `head` ends with the empty line, or is what has come so far: None if nothing is wrong before its first line ends.
     """
-    match, headers = split_head(head)
-    if not match:
+    line, newline, fields = head.partition(b"\n")
+    if len(line) > MAX_LINE:
+        raise Error("uri too long", "the request line may have %d bytes: put data into the body" % MAX_LINE)
+    if len(fields) > MAX_LINE:
+        raise Error("request header fields too large", "all headers together may have %d bytes" % MAX_LINE)
+    if not newline and re.match(b"\r?$|" + TOKEN, line):
         return None
-    method, target, _, minor = match.groups()
-    version, match = 10 if minor == b"0" else 11, TARGET.fullmatch(target)
-    if match:
-        path, query = match.group(1) or b"/", match.group(2) or b""
-        path = unquote(re.sub(b"%2[Ff]", b"%252F", path))       # which separates nothing: RFC 3986, 2.2
-    elif method == b"OPTIONS" and target == b"*" or method == b"CONNECT" and HOST.fullmatch(target):
-        path, query = target, b""
-    else:
-        raise malformed("the target has to be a path, like /jobs?wait, with other characters as %22 and so on")
-    if not HOST.fullmatch(headers.get(b"host", b"" if version == 10 or not complete else b" ")):
+    match, is_whole = REQUEST_LINE.fullmatch(line), head.endswith(b"\n\r\n")
+    if not match:
+        raise malformed("the first line has to be like: GET /jobs?wait HTTP/1.1, with a quote as %22 and so on")
+    method, path, query, major, minor = match.groups()
+    if major != b"1":
+        raise Error("http version not supported", "rtot speaks HTTP/1.1 and HTTP/1.0")
+    version, headers = 10 if minor == b"0" else 11, parse_headers(fields[:-2] if is_whole else fields)
+    if not re.fullmatch(AUTHORITY, headers.get(b"host", b" " if is_whole and version == 11 else b"")):
         raise malformed("Host has to be a name or an address, with or without a port; HTTP/1.1 requires it")
     length, coding = headers.get(b"content-length", b"0"), headers.get(b"transfer-encoding")        # RFC 9112, 6.3
     if coding is not None and (b"content-length" in headers or version == 10):
@@ -1639,11 +1625,10 @@ def parse_head(head, complete=True):
         raise Error("not implemented", "the one transfer coding that rtot reads is chunked")
     if not re.fullmatch(b"0*[0-9]{1,18}", length):
         raise malformed("Content-Length has to be a decimal number of bytes")
-    options = [option.strip() for option in headers.get(b"connection", b"").lower().split(b",")]
-    keeps = b"close" not in options and (version == 11 or b"keep-alive" in options)
+    path = readable(unquote(re.sub(b"%2[Ff]", b"%252F", path or b"/")))     # which separates nothing: RFC 3986, 2.2
+    keeps = version == 11 and b"close" not in re.findall(TOKEN, headers.get(b"connection", b"").lower())
     expects = version == 11 and headers.get(b"expect", b"").lower() == b"100-continue"
-    return (method.decode("ascii"), readable(path), query, version, headers, None if coding else int(length), keeps,
-            expects)
+    return method.decode("ascii"), path, query or b"", version, headers, None if coding else int(length), keeps, expects
 
 
 class Request:
@@ -1651,53 +1636,52 @@ class Request:
 
     `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one; `keeps`: another may follow.
     `timeout`: s without a byte of the body, None is no limit; `_remaining` bytes of it, or of this chunk, are to come
-    until it has `ended`; `_is_held_back`: the client waits for a 100 before it sends it.
+    until it has `ended`, None before the first chunk; `_is_held_back`: the client waits for a 100 before it sends it.
     """
 
     def __init__(self, client, head):
         (self.method, self.path, self.query, self.version, self.headers, self.length, self.keeps,
          self._is_held_back) = head
         self.client, self.timeout, self.ended = client, client.server.limits.body, self.length == 0
-        self._remaining = self.length or 0
+        self._remaining = self.length
 
     async def read(self):
         """Return what comes next of the body, at most SLICE bytes; b"" at the end."""
-        if not self._remaining and not self.ended:
-            await self._begin_chunk()
-        if self.ended:
+        if not await self._has_more():
             return b""
         if not self.client.buffer:
             await self._receive()
         data = self.client.take(min(self._remaining, SLICE))
         self._remaining -= len(data)
-        self.ended = not self._remaining and self.length is not None
-        if not (self._remaining or self.ended) and await self._line():
-            raise malformed("a chunk was not followed by CR LF")
+        self.ended = self.length is not None and not self._remaining
         return data
 
     async def read_all(self, limit, kind, message):
         """Return the body; an Error if it has more than `limit` bytes, as soon as that is known."""
         data = bytearray()
-        while not self.ended:
-            if not self._remaining:
-                await self._begin_chunk()
+        while await self._has_more():
             if len(data) + self._remaining > limit:
                 raise Error(kind, message)
             data += await self.read()
         return bytes(data)
 
-    async def _begin_chunk(self):
-        match = re.fullmatch(CHUNK, await self._line())
-        if not match:
-            raise malformed("a chunk has to begin with its size in hexadecimal digits")
-        self._remaining, trailers = int(match.group(1), 16), b""
-        while not self._remaining and not self.ended:
-            line = await self._line()
-            self.ended = not line
-            trailers += line + b"\r\n" if line else b""
-            if ONCE.intersection(parse_headers(trailers)):
-                raise malformed("a trailer can't frame the message, nor name its sender")
-        await self.client.loop.breathe()            # they may be tiny
+    async def _has_more(self):
+        """Return whether more of the body is to come, when it is known how many bytes at least."""
+        if not self._remaining and not self.ended:
+            if self._remaining == 0 and await self._line():
+                raise malformed("a chunk was not followed by CR LF")
+            match = re.fullmatch(CHUNK, await self._line())
+            if not match:
+                raise malformed("a chunk has to begin with its size in hexadecimal digits")
+            self._remaining, trailers = int(match.group(1), 16), b""
+            while not self._remaining and not self.ended:
+                line = await self._line()
+                self.ended = not line
+                trailers += line + b"\r\n" if line else b""
+                if ONCE.intersection(parse_headers(trailers)):
+                    raise malformed("a trailer can't frame the message, nor name its sender")
+            await self.client.loop.breathe()            # chunks may be tiny
+        return not self.ended
 
     async def _line(self):
         """Return the next line without its CR LF."""
@@ -1777,37 +1761,35 @@ class Response:
 @functools.lru_cache(maxsize=256)
 def head_start(status, content_type, policy, seconds):
     """Return what many answers begin with; `seconds` since 1970."""
-    lines = ["HTTP/1.1 %d %s" % (status, REASONS[status]), "Rtot-Version: " + __version__,
-             "Date: " + utc("%a, %d %b %Y %H:%M:%S GMT", seconds), "Cache-Control: no-store",
-             "X-Content-Type-Options: nosniff", "Content-Security-Policy: " + policy]
-    return "\r\n".join(lines + (["Content-Type: " + content_type] if content_type else [])) + "\r\n"
+    return "".join(line + "\r\n" for line in (
+        "HTTP/1.1 %d %s" % (status, REASONS[status]), "Rtot-Version: " + __version__,
+        "Date: " + utc("%a, %d %b %Y %H:%M:%S GMT", seconds), "Cache-Control: no-store",
+        "X-Content-Type-Options: nosniff", "Content-Security-Policy: " + policy,
+        content_type and "Content-Type: " + content_type) if line)
 
 
 def response_head(request, response, keep):
     """Return the head of an answer as bytes; `keep`: another request may follow."""
-    length = response.length
     head = head_start(response.status, response.content_type, response.policy, int(time.time()))
     for name, value in response.headers:
         if "\r" in value or "\n" in value:
             raise ValueError("a header that goes out has a line end: %s" % name)
         head += "%s: %s\r\n" % (name, value)
-    if length is not None and response.status != 204:
-        head += "Content-Length: %d\r\n" % length
-    elif length is None and request.version == 11:
-        head += "Transfer-Encoding: chunked\r\n" + "".join("Trailer: %s\r\n" % name
-                                                           for name, _ in response.body.trailers())
-    if not keep or request.version == 10:
-        head += "Connection: %s\r\n" % ("keep-alive" if keep else "close")
-    return (head + "\r\n").encode("latin-1")
+    if response.length is None:
+        if request.version == 11:
+            head += "Transfer-Encoding: chunked\r\n" + "".join("Trailer: %s\r\n" % name
+                                                               for name, _ in response.body.trailers())
+    elif response.status != 204:
+        head += "Content-Length: %d\r\n" % response.length
+    return (head + ("\r\n" if keep else "Connection: close\r\n\r\n")).encode("latin-1")
 
 
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection.  `serve` is its life, a task, which alone writes to the socket.
 
-    What comes is taken into `buffer` whatever the task does, so the end of the input, `at_end`, is noticed at once;
-    `changed` tells of both.  `waiting_since`, on the monotonic clock: when it began to wait for a request, and may be
-    closed to make room; None while one with the secret is served.  `is_fresh`: it has got no answer yet; `is_known`:
-    it has shown the secret once.
+    What comes is taken into `buffer` whatever the task does, so its end, `at_end`, is noticed at once; `changed` tells
+    of both.  `waiting_since`, on the monotonic clock: since when it may be closed to make room; None while a request
+    with the secret is served.  `is_fresh`: no answer was sent yet; `is_known`: it has shown the secret.
     """
 
     def setup(self):
@@ -1853,9 +1835,9 @@ class Connection(socketserver.BaseRequestHandler):
             except Exception:
                 self.loop.report(*sys.exc_info())
                 response = Response.of_error(Error("internal server error", "a fault of rtot, which its log describes"))
-            # Not after a body that was not read, or may come (411), nor where closing ends the answer.
-            keep = bool(request and request.ended and request.keeps and response.status not in (401, 411) and (
-                request.version == 11 or response.length is not None) and not self.server.app.is_stopping)
+            # Not after a body that was not read, or that may come behind a 411.
+            keep = bool(request and request.ended and request.keeps and response.status not in (401, 411)
+                        and not self.server.app.is_stopping)
             self.is_fresh = False
             sent = await self._send_response(request, response, keep)
             return keep
@@ -1865,7 +1847,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self.server.log.access(self.address, request, response, sent, self.waiting_since - began)
 
     def _watch(self, writes=0):
-        """Watch the socket for more to read, if there is room; for room to write, once, if `writes` is WRITE."""
+        """Watch for more to read, if there is room in the buffer; for room to write, once, if `writes` is WRITE."""
         wanted = writes | READ * (not self.at_end and len(self.buffer) < MAX_BUFFER)
         if wanted != self._watched:
             self.loop.watch(self._fd, wanted, self._on_event)
@@ -1876,17 +1858,14 @@ class Connection(socketserver.BaseRequestHandler):
         self.changed.notify_all()
         if events & WRITE:
             self._watch()
-        if not (events & READ or self._tls):
+        if self.at_end or len(self.buffer) >= MAX_BUFFER or not (events & READ or self._tls):
             return
         try:
-            data = self._recv(READ_SIZE)
-            while data and self._tls and self.socket.pending() and len(self.buffer) < MAX_BUFFER:
-                self.buffer += data         # the selector can't see what is decrypted already
-                data = self._recv(READ_SIZE)
+            data = self._recv(READ_SIZE)        # of TLS a record, which has 16 KiB at most: nothing is left in it
         except OSError as error:
+            if error.errno == WANT_WRITE:
+                self._watch(WRITE)
             if error.errno in (errno.EAGAIN, WANT_READ, WANT_WRITE):
-                if error.errno == WANT_WRITE:
-                    self._watch(WRITE)
                 return
             data = None
             if self._tls and self.is_fresh:
@@ -1909,12 +1888,10 @@ class Connection(socketserver.BaseRequestHandler):
     async def receive(self, seconds, part=None):
         """Wait until more has come into the buffer, for some seconds at most, None is no limit.
 
-        If nothing comes: ClientGone, or an Error that names the part of a request that is missing, if it is given.
+        Else raise ClientGone, or an Error, if `part` says what of a request is missing.
         """
         size = len(self.buffer)
         self._watch()
-        if self._tls and not self.at_end:
-            self._on_event(0)
         await self.changed.wait_for(lambda: len(self.buffer) > size or self.at_end, seconds)
         if len(self.buffer) == size:
             if not part:
@@ -1930,22 +1907,17 @@ class Connection(socketserver.BaseRequestHandler):
         del self.buffer[:size]
         return data
 
-    async def send(self, *parts):
-        """Send all of the parts; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
-        while parts:
+    async def send(self, data):
+        """Send all of it; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
+        rest = memoryview(data)
+        while rest:
             try:
-                sent = self.socket.send(parts[0]) if self._tls or len(parts) == 1 else self.socket.sendmsg(parts)
+                rest = rest[self.socket.send(rest):]
             except OSError as error:
                 self._watch(WRITE)
                 if error.errno not in (errno.EAGAIN, WANT_WRITE) or not await self.changed.wait_for(
                         lambda: not self._watched & WRITE, SEND_TIMEOUT):       # nor is a new handshake waited for
                     raise ClientGone() from None
-                continue
-            while parts and sent >= len(parts[0]):
-                sent -= len(parts[0])
-                parts = parts[1:]
-            if sent:
-                parts = (memoryview(parts[0])[sent:],) + parts[1:]
 
     def unsent(self):
         """Return how many bytes the system still holds for the client (tcp(7)); 0 if it does not tell."""
@@ -1977,37 +1949,37 @@ class Connection(socketserver.BaseRequestHandler):
             last = buffer.find(b"\n\r\n")
             if last >= 0:
                 parse = parse_head if last < 1000 else parse_head.__wrapped__       # no large ones in its cache
-                return Request(self, parse(self.take(last + 3)[:-2]))
-            parse_head.__wrapped__(bytes(buffer), complete=False)       # so that what is wrong is told at once
+                return Request(self, parse(self.take(last + 3)))
+            parse_head.__wrapped__(bytes(buffer))       # what is wrong is told at once
             await self.receive(until - time.monotonic(), "head" if buffer else None)
 
     async def _send_response(self, request, response, keep):
         """Send the answer; return the bytes of its body."""
-        head, body = response_head(request, response, keep), response.body
+        head, body, sent = response_head(request, response, keep), response.body, 0
         if request and request.method == "HEAD":
             if not isinstance(body, bytes):
                 body.close()
             body = b""
         if isinstance(body, bytes):
-            await self.send(*((head + body,) if len(body) <= SLICE else (head, body)))      # no copy of a large one
+            for part in (head + body,) if len(body) <= SLICE else (head, body):     # a large one is not copied
+                await self.send(part)
             return len(body)
-        chunked, sent = response.length is None and request.version == 11, 0
-        is_cut_off = response.length is None and not chunked       # until all is sent; closing alone would hide it
+        chunked, is_cut_off, data = response.length is None and request.version == 11, True, None
         try:
             await self.send(head)
-            data = await body.read()
-            while data:
-                await self.send(*((b"%x\r\n" % len(data), data, b"\r\n") if chunked else (data,)))
-                sent += len(data)
-                await self.loop.breathe()
+            while data != b"":
                 data = await body.read()
-            if chunked:
-                trailers = "".join("%s: %s\r\n" % pair for pair in body.trailers())
-                await self.send(("0\r\n%s\r\n" % trailers).encode("latin-1"))
+                sent += len(data)
+                if chunked:
+                    rest = data or "".join("%s: %s\r\n" % pair for pair in body.trailers()).encode("latin-1")
+                    await self.send(b"%x\r\n%b\r\n" % (len(data), rest))
+                else:
+                    await self.send(data)
+                await self.loop.breathe()
             is_cut_off = False
         finally:
             body.close()
-            if is_cut_off:
+            if is_cut_off and response.length is None and not chunked:      # closing alone would hide it
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         return sent
 
@@ -2043,7 +2015,7 @@ def remove_ours(path, ours, log):
 
 
 def show_address(address):
-    """Return as text where to listen, or the address of a socket."""
+    """Return where to listen, or the address of a socket, as text."""
     if not isinstance(address, tuple):      # a Unix socket; bytes are of the abstract namespace of unix(7)
         return "unix:" + os.fsdecode(address).replace("\0", "@", 1)
     host, port = address[:2]
@@ -2068,13 +2040,12 @@ class Server(socketserver.TCPServer):
             self.socket.close()
             self.socket, self.address_family, self.server_address = address, address.family, address.getsockname()
         elif isinstance(address, str):
-            self.address_family = socket.AF_UNIX
-            super().__init__(address, Connection)
+            self._bind_path(address)
         else:
             try:
                 self._bind(address[0] or "::", address[1])
             except OSError as error:        # a host without IPv6; OpenBSD, whose IPv6 sockets take no IPv4
-                if address[0] or error.errno in (errno.EADDRINUSE, errno.EACCES):
+                if address[0] or error.errno == errno.EADDRINUSE:
                     raise
                 self._bind("0.0.0.0", address[1])
         self.socket.setblocking(False)
@@ -2087,28 +2058,30 @@ class Server(socketserver.TCPServer):
         self.address_family, _, _, _, address = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)[0]
         super().__init__(address, Connection)
 
-    def server_bind(self):
-        if self.server_address[0] == "::":              # means IPv4 too
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if self.address_family != socket.AF_UNIX:
-            super().server_bind()
-            return
-        # For our user alone, and in the place of a stale one.  The directory is locked: of two servers that both find
-        # a stale one, the second must not remove the first one's.
+    def _bind_path(self, path):
+        """Listen on a Unix socket, in the place of a stale one.
+
+        The directory is locked: of two servers that both find a stale one, the second must not remove the first one's.
+        """
         import fcntl
-        path = self.server_address
+        self.address_family = socket.AF_UNIX
         lock = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with socket.socket(socket.AF_UNIX) as probe:
                 if probe.connect_ex(path) == errno.ECONNREFUSED and stat.S_ISSOCK(os.stat(path).st_mode):
                     os.unlink(path)
-            super().server_bind()
-            self._made = path, os.stat(path)
-            os.chmod(path, 0o600)
-            self.server_activate()          # under the lock: until then it seems stale
+            super().__init__(path, Connection)
         finally:
             os.close(lock)
+
+    def server_bind(self):
+        if self.server_address[0] == "::":              # means IPv4 too
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+        if self.address_family == socket.AF_UNIX:
+            self._made = self.server_address, os.stat(self.server_address)
+            os.chmod(self.server_address, 0o600)        # for our user alone
 
     def server_close(self):
         if self._made:
@@ -2138,7 +2111,8 @@ class Server(socketserver.TCPServer):
                     client.close()
                 number = getattr(error, "errno", errno.ENOMEM)
                 if number in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._make_room() or number == errno.ENOMEM and self.loop.relieve()
+                    if not self._make_room() and number == errno.ENOMEM:
+                        self.loop.relieve()
                     self.loop.unwatch(self.fileno())        # what waits stays readable: the loop would spin
                     self.loop.call_later(0.1, self.start)
                 return                      # or the client is gone already
@@ -2148,13 +2122,14 @@ class Server(socketserver.TCPServer):
     def _make_room(self):
         """Close the connection that has waited longest for a request; return whether there was one.
 
-        Those without the secret go first, but last of all for PROMPT seconds, in which they may show it.  One that has
-        no answer yet gets a 503, but by TLS, which would take time.
+        Those without the secret go first, but last in their first PROMPT seconds, in which they may show it.
         """
         prompt = time.monotonic() - PROMPT
         oldest = min((one for one in self.connections if one.waiting_since is not None), default=None, key=lambda one: (
             1 if one.is_known else 2 * (one.is_fresh and one.waiting_since > prompt), one.waiting_since))
-        if oldest and oldest.is_fresh and not self.tls:
+        if not oldest:
+            return False
+        if oldest.is_fresh and not self.tls:        # by TLS it would take time
             # By hand, since there may be no descriptor to import json with.
             response = Response(503, b'{\n  "error": "service unavailable",\n  "message": "all connections are in use: '
                                 b'try again, or allow more by --max-connections and ulimit -n"\n}\n', JSON,
@@ -2164,10 +2139,9 @@ class Server(socketserver.TCPServer):
             except OSError:
                 pass
             self.log.access(oldest.address, None, response, response.length, time.monotonic() - oldest.waiting_since)
-        if oldest:
-            self.connections.discard(oldest)
-            oldest.task.throw(ClientGone())
-        return oldest is not None
+        self.connections.discard(oldest)
+        oldest.task.throw(ClientGone())
+        return True
 
     async def drain(self, seconds):
         """Wait until no request is being served, for some seconds at most."""
