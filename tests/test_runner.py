@@ -13,7 +13,6 @@ import unittest
 import urllib.parse
 
 import support
-import rtot
 from support import (AUTH, Case, Follower, ServerCase, children_of, descriptors_of, in_background, in_parallel,
                      is_alive, need, patched, process_state, wait_until)
 
@@ -474,8 +473,8 @@ class StopTest(ServerCase):
         self.server.post("/jobs/%d/kill?signal=INT&grace=0.2" % number)
         self.assertEqual(self.server.get("/jobs/%d?wait&fields=all" % number).job["exit"], "signal: killed")
 
-    def test_requests_are_answered_while_kill_looks_for_the_processes(self):
-        """It read all of /proc at once: with 3,000 processes, nothing was served for 75 to 180 ms."""
+    def server_with_many_processes(self):
+        """Return a server for which /proc has no end until a file exists, and the names of three: begun, go and blocked."""
         before = ("import os\nlistdir, path = os.listdir, os.environ['TMPDIR']\n"
                   "def processes():        # so many that they end when the file go exists\n"
                   "    yield from listdir('/proc')\n"
@@ -486,7 +485,11 @@ class StopTest(ServerCase):
                   "    open(path + '/blocked', 'w').close()\n"
                   "os.listdir = lambda path='.': processes() if path in ('/proc', b'/proc') else listdir(path)")
         server = self.own_server(program=patched(before=before))
-        begun, go, blocked = (os.path.join(server.tmp, name) for name in ("begun", "go", "blocked"))
+        return (server, *(os.path.join(server.tmp, name) for name in ("begun", "go", "blocked")))
+
+    def test_requests_are_answered_while_kill_looks_for_the_processes(self):
+        """It read all of /proc at once: with 3,000 processes, nothing was served for 75 to 180 ms."""
+        server, begun, go, blocked = self.server_with_many_processes()
         number = server.start_running("echo ready; exec sleep 99")
         killed = in_background(server.post, "/jobs/%d/kill?signal=KILL" % number)
         wait_until(lambda: os.path.exists(begun), "the reading of /proc")
@@ -495,6 +498,22 @@ class StopTest(ServerCase):
         open(go, "w").close()
         self.assertEqual(killed().status, 204)
         self.assertEqual(server.job(number, "wait")["exit"], "signal: killed")
+
+    def test_a_client_that_disconnects_while_kill_looks_takes_no_answer_from_others(self):
+        """/proc is read once for all who ask at a time; without an answer, only the leader's group is signalled."""
+        server, begun, go, blocked = self.server_with_many_processes()
+        numbers = [server.start("set -m; sleep 98 >/dev/null 2>&1 & echo $!; sleep 99") for _ in range(2)]
+        children = [server.wait_for_out(number, b"\n").strip() for number in numbers]
+        connection = server.send(b"POST /jobs/%d/kill?signal=KILL HTTP/1.1\r\n%b\r\n" % (numbers[0], AUTH))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")      # closing resets it
+        wait_until(lambda: os.path.exists(begun), "the reading of /proc")
+        killed = in_background(server.post, "/jobs/%d/kill?signal=KILL" % numbers[1])
+        wait_until(lambda: not is_alive(server.job(numbers[1])["pid"]))
+        connection.close()
+        self.assertEqual(server.get("/").status, 200)
+        open(go, "w").close()
+        self.assertEqual(killed().status, 204)
+        self.assertGone(*children)
 
     def test_a_second_kill_may_shorten_the_grace_and_never_prolongs_it(self):
         for graces in ((600, 0.2), (0.2, 600)):
@@ -1043,31 +1062,6 @@ class WorkingDirectoryTest(Case):
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
         self.assertEqual(server.run("pwd", "cwd=/usr")["out"], "/usr\n")
         self.assertNotEqual(server.run("pwd")["out"], "/usr\n")
-
-
-class ProcessesTest(unittest.TestCase):
-
-    def test_a_client_that_goes_takes_no_answer_from_others(self):
-        """/proc is read once for all who ask at a time; without an answer, only the leader's group is signalled."""
-        self.addCleanup(setattr, rtot, "STEP", rtot.STEP)
-        rtot.STEP = -1                  # so that each step lets others run
-        loop, found = rtot.Loop(), []
-        runner = rtot.Runner(loop, None, None, None, None, 0, None, None)
-        self.addCleanup(os.close, runner.null)
-
-        async def ask():
-            found.append((await runner._living())[os.getsid(0)])
-        loop.spawn(ask())
-        loop._turn()
-        gone, _ = [loop.spawn(ask()) for _ in range(2)]     # when one has begun: the next reading answers them
-        while not found:
-            loop._turn()
-        loop._turn()
-        gone.throw(rtot.ClientGone())
-        while loop.tasks:
-            loop._turn()
-        self.assertEqual(len(found), 2)
-        self.assertIn(os.getpid(), found[1][os.getpgid(0)])
 
 
 class NamespaceTest(Case):
