@@ -64,6 +64,7 @@ HELD_AFTER = 0.5        # s after the exit, for which a job waits for output tha
 LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
 KILL_FOR = 5.0          # s of SIGKILLs, before rtot gives up
 LOOK_AT_ALL_AFTER = 0.1         # s from a SIGCHLD to a look at all children, of 1 us each
+MANY_SILENT = 100       # processes whose output has ended that are looked at after each SIGCHLD
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
 WIDE_PIPE = 1 << 20     # bytes that a pipe may hold that was found full: the most without privileges (pipe(7))
 WIDE_READ_SIZE = 1 << 18        # bytes read at a time from such a pipe
@@ -1363,7 +1364,7 @@ class Runner:
         self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
 
     def _ask_silent(self):
-        self.silent = {process for process in self.silent if not process.has_exited()}
+        self.silent -= {process for process in itertools.islice(self.silent, MANY_SILENT) if process.has_exited()}
 
     def _ask_all(self):
         """Ask all, and reap what came to us as PID 1, or as a subreaper."""
