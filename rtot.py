@@ -2868,13 +2868,12 @@ def find_route(method, path):
     match = re.match("/jobs/([^/]*)", place)
     number, key = (match.group(1), "/jobs/{id}" + place[match.end():]) if match else (None, place)
     methods = {route[0]: route for route in ROUTES if route[1] == key}
-    if not methods and path.startswith("/"):        # but * and host:80, of OPTIONS and CONNECT
+    if not methods:
         raise Error("not found", "there is nothing at %s; GET / lists what there is" % path)
     route = methods.get("GET" if method == "HEAD" else method)
     if route is None:
         allowed = ", ".join(sorted(methods) + (["HEAD"] if "GET" in methods else []))
-        message = "%s takes %s, not %s" % (path, allowed, method) if allowed else "rtot has no use for %s" % method
-        raise Error("method not allowed", message, [("Allow", allowed)])
+        raise Error("method not allowed", "%s takes %s, not %s" % (path, allowed, method), [("Allow", allowed)])
     return route, number
 
 
