@@ -1626,7 +1626,7 @@ class Request:
     async def _has_more(self):
         """Return whether more of the body is to come, when it is known how many bytes at least."""
         if not self._remaining and not self.ended:
-            if self._remaining == 0 and await self._line():
+            if self._remaining == 0 and await self._line(limit=1):
                 raise malformed("a chunk was not followed by CR LF")
             match = re.fullmatch(CHUNK, await self._line())
             if not match:
@@ -1641,10 +1641,10 @@ class Request:
             await self.client.loop.breathe()            # chunks may be tiny
         return not self.ended
 
-    async def _line(self):
-        """Return the next line without its CR LF."""
+    async def _line(self, limit=MAX_LINE):
+        """Return the next line, of so many bytes at most, without its CR LF."""
         buffer = self.client.buffer
-        while b"\n" not in buffer and len(buffer) <= MAX_LINE:
+        while b"\n" not in buffer and len(buffer) <= limit:
             await self._receive()
         line = self.client.take(buffer.find(b"\n") + 1)
         if len(line) > MAX_LINE or not line.endswith(b"\r\n"):
@@ -1900,7 +1900,7 @@ class Connection(socketserver.BaseRequestHandler):
     async def _read_head(self):
         if self.server.tls and not self._tls:
             raise malformed("rtot speaks TLS here: use https://")
-        buffer, until = self.buffer, time.monotonic() + self.server.limits.head
+        buffer, until, checked = self.buffer, time.monotonic() + self.server.limits.head, -1
         while True:
             if buffer.startswith(b"\r\n"):      # RFC 9112, 2.2: an empty line before a request is ignored
                 del buffer[:2]
@@ -1908,7 +1908,10 @@ class Connection(socketserver.BaseRequestHandler):
             if last >= 0:
                 parse = parse_head if last < 1000 else parse_head.__wrapped__       # no large ones in its cache
                 return Request(self, parse(self.take(last + 3)))
-            parse_head.__wrapped__(bytes(buffer))       # what is wrong is told at once
+            end = buffer.rfind(b"\n")           # what is wrong is told at once, but not looked for at each byte
+            if end != checked or end < 0 or len(buffer) - buffer.find(b"\n") - 1 > MAX_LINE:
+                parse_head.__wrapped__(bytes(buffer))
+                checked = end
             await self.receive(until - time.monotonic(), "head" if buffer else None)
 
     async def _send_response(self, request, response, keep):
@@ -2506,7 +2509,7 @@ def new_options(given, old, most_output):
         raise bad("max_output may be up to %d here", most_output)
     cwd = given.get("cwd")
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
-        raise bad("cwd %r is no directory that can be entered", readable(cwd))
+        raise bad("cwd %r is no directory that can be entered: give an absolute path", readable(cwd))
     if not given.get("tty", old.tty) and ("rows" in given or "cols" in given):
         raise bad("rows and cols are for a job with a terminal: give tty too")
     options = {name: given[name] for name in Options._fields if name in given}
