@@ -54,7 +54,7 @@ class BuildTest(unittest.TestCase):
             self.assertEqual(archive.read("rtot.pyc")[:4], importlib.util.MAGIC_NUMBER)
             self.assertLess(len(archive.read("__main__.py").splitlines()), 60)
             self.assertEqual({info.compress_type for info in archive.infolist()}, {zipfile.ZIP_DEFLATED})
-        self.assertLessEqual(os.path.getsize(self.path), 160000)
+        self.assertLessEqual(os.path.getsize(self.path), 150000)
 
     def with_bytecode_of_another(self):
         """Return the path of a build with the bytecode of another Python."""
