@@ -1865,17 +1865,18 @@ class Connection(socketserver.BaseRequestHandler):
         del self.buffer[:size]
         return data
 
-    async def send(self, data):
-        """Send all of it; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[self.socket.send(rest):]
-            except OSError as error:
-                self._watch(WRITE)
-                if error.errno not in (errno.EAGAIN, WANT_WRITE) or not await self.changed.wait_for(
-                        lambda: not self._watched & WRITE, SEND_TIMEOUT):       # nor is a new handshake waited for
-                    raise ClientGone() from None
+    async def send(self, *parts):
+        """Send all of the parts; ClientGone if the client disconnects, or takes nothing for SEND_TIMEOUT."""
+        for part in parts if sum(map(len, parts)) > SLICE else (b"".join(parts),):       # no large one is copied
+            rest = memoryview(part)
+            while rest:
+                try:
+                    rest = rest[self.socket.send(rest):]
+                except OSError as error:
+                    self._watch(WRITE)
+                    if error.errno not in (errno.EAGAIN, WANT_WRITE) or not await self.changed.wait_for(
+                            lambda: not self._watched & WRITE, SEND_TIMEOUT):       # nor is a new handshake waited for
+                        raise ClientGone() from None
 
     def unsent(self):
         """Return how many bytes the system still holds for the client (tcp(7)); 0 if it does not tell."""
@@ -1922,8 +1923,7 @@ class Connection(socketserver.BaseRequestHandler):
                 body.close()
             body = b""
         if isinstance(body, bytes):
-            for part in (head + body,) if len(body) <= SLICE else (head, body):     # a large one is not copied
-                await self.send(part)
+            await self.send(head, body)
             return len(body)
         chunked, is_cut_off, data = response.length is None and request.version == 11, True, None
         try:
@@ -1933,7 +1933,7 @@ class Connection(socketserver.BaseRequestHandler):
                 sent += len(data)
                 if chunked:
                     rest = data or "".join("%s: %s\r\n" % pair for pair in body.trailers()).encode("latin-1")
-                    await self.send(b"%x\r\n%b\r\n" % (len(data), rest))
+                    await self.send(b"%x\r\n" % len(data), rest, b"\r\n")
                 else:
                     await self.send(data)
                 await self.loop.breathe()
