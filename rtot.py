@@ -1434,7 +1434,7 @@ class Runner:
     async def _signal(self, process, *numbers):
         """Signal all groups of the session: timeout(1) and `set -m` make some.  Return two lists of pids.
 
-        They are those that live (None without /proc: only the leader's group is signalled), and that we may not signal.
+        They are those that live (None if /proc can't be read: then not all groups are), and that we may not signal.
         """
         session = process.pid
         if session is None:
@@ -1445,8 +1445,11 @@ class Runner:
             return None, []
         groups = sessions.get(session, {})
         for group, pids in groups.items():          # whose number may be a stranger's by now; the leader's is pinned
-            if group != session and any(read_stat(pid) == (session, group) for pid in pids):
-                send(os.killpg, group, *numbers)
+            try:
+                if group != session and any(read_stat(pid) == (session, group) for pid in pids):
+                    send(os.killpg, group, *numbers)
+            except OSError:             # no descriptor to read it with
+                return None, []
             await self.loop.breathe()
         living = [pid for pids in groups.values() for pid in pids]
         return living, [pid for pid in living if not send(os.kill, pid, 0)]

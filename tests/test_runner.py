@@ -515,6 +515,21 @@ class StopTest(ServerCase):
         self.assertEqual(killed().status, 204)
         self.assertGone(*children)
 
+    def test_a_kill_that_finds_no_descriptor_to_look_with_still_ends_the_leader(self):
+        """It was answered by 500, and no SIGKILL came after the grace."""
+        after = ("real, seen = rtot.read_stat, set()\n"
+                 "def read_stat(pid):        # finds none to look a second time\n"
+                 "    if pid in seen: raise OSError(23, 'Too many open files in system')\n"
+                 "    seen.add(pid)\n"
+                 "    return real(pid)\n"
+                 "rtot.read_stat = read_stat")
+        server = self.own_server(program=patched(after))
+        number = server.start("trap '' TERM; set -m; sleep 98 >/dev/null 2>&1 & echo $!; while :; do sleep 99; done")
+        child = int(server.wait_for_out(number, b"\n"))
+        self.assertEqual(server.post("/jobs/%d/kill?grace=0.2" % number).status, 204)
+        self.assertEqual(server.job(number, "wait")["exit"], "signal: killed")
+        os.kill(child, signal.SIGKILL)
+
     def test_a_second_kill_may_shorten_the_grace_and_never_prolongs_it(self):
         for graces in ((600, 0.2), (0.2, 600)):
             number = self.server.start_running("trap '' TERM; echo ready; while :; do sleep 99; done")
