@@ -4,8 +4,8 @@
     python3 rtot.pyz -a :8457 -s secret
     curl -H 'Rtot-Secret: secret' -d 'echo wat is happening' http://host:8457/jobs
 
-One thread waits in one selector for descriptors, children that exit, and timers.  Every client and every job is a
-Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
+One thread waits in one selector for descriptors, children that exit, and timers.  Every client and every job that
+runs is a Task, a coroutine that runs until it has to wait; nothing else runs meanwhile, so there are no locks.
 
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
 the secret and calls the handler that ROUTES names; Connection sends the Response, or the Error that was raised.
@@ -15,9 +15,10 @@ it prints into its Output, by way of TotalOutput, and wakes those who follow it 
 
 Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
-- a parameter: a line in PARAMETERS, and its name in ROUTES; if it is an option of a job, also in Options and PLAIN;
+- a parameter: a line in PARAMETERS, and its name in ROUTES, or in NEW, Options and PLAIN if it is an option of a job;
 - a field of a job: a line in VIEW, and a slot of Job if it is stored; a limit: a line in OPTIONS, used in Service;
-- a way to end a job: Runner.cancel for a job that is not complete, Runner.end for the processes of one that runs.
+- a way to end a job: what Runner.run waits for, then Runner.end for its processes; on request, Runner.cancel;
+- a header of all answers: head_start; what the log says: Log.
 """
 import sys
 PYTHON: "rtot needs Python 3.6 or newer" = (3, 6)      # noqa: F722  an older one shows this line as its syntax error
@@ -64,7 +65,7 @@ HELD_AFTER = 0.5        # s after the exit, for which a job waits for output tha
 LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
 KILL_FOR = 5.0          # s of SIGKILLs, before rtot gives up
 LOOK_AT_ALL_AFTER = 0.1         # s from a SIGCHLD to a look at all children, of 1 us each
-MANY_SILENT = 100       # processes whose output has ended that are looked at after each SIGCHLD
+MANY_CLOSED = 100       # processes that have closed their output and are looked at after each SIGCHLD
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
 WIDE_PIPE = 1 << 20     # bytes that a pipe may hold that was found full: the most without privileges (pipe(7))
 WIDE_READ_SIZE = 1 << 18        # bytes read at a time from such a pipe
@@ -342,11 +343,12 @@ class Output:
     another second.
     """
 
-    __slots__ = ("limit", "start", "end", "owner", "consumed", "_chunks", "_starts", "_marks")
+    __slots__ = ("limit", "start", "end", "owner", "paused", "_chunks", "_starts", "_marks")
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.owner = self.consumed = None       # the OutputBody that the job waits for; see Process._wait_for_owner
+        # The OutputBody that the job waits for, or None; while it does, what that notifies: Process._wait_for_owner.
+        self.owner = self.paused = None
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
@@ -571,7 +573,7 @@ PLAIN = Options((), (), cwd=None, timeout=None, label="", stdin=False, tty=False
 
 
 class Job:
-    """A record of one run.  Runner writes its state and times, Process its output, JobStore its id; others read.
+    """A record of one run.  Runner and Process write its state, times and output, JobStore its id; others read.
 
     `created`, `started` and `completed` are ns since 1970, 0 until then.  `changed` is notified of output and of each
     change of state, `ended` of the end alone.
@@ -916,7 +918,7 @@ class Process:
     `pid`: the leader's, and the number of the session; None before the start, and once it is reaped.  `outcome`: how
     the script ended, as (text, code).  Then the leader is a zombie, which pins that number as long as `enders` tasks
     have signals to send.  `pipes`: the stream of each descriptor that is read.  `input`, `terminal`: descriptors, or
-    None.  `changed` is notified of all this.
+    None.  `changed` is notified of the outcome, of each end of a pipe, the input or an ender, and of input written.
     """
 
     def __init__(self, job, runner):
@@ -954,7 +956,7 @@ class Process:
                 os.close(fd)
 
     def close(self):
-        """Keep nothing of it, whether it has started or not."""
+        """Kill it, if it lives, reap it, and keep nothing of it, whether it has started or not."""
         for fd in list(self.pipes):
             self._close_pipe(fd)
         self._close_input()
@@ -999,10 +1001,10 @@ class Process:
         size = WIDE_READ_SIZE if fd in runner.wide else READ_SIZE
         if output.owner:        # who gets no more of it than is kept
             size = min(size, output.limit)
-            if not output.consumed and runner.total.must_wait(output, size):
-                output.consumed = Condition(self.loop)
+            if not output.paused and runner.total.must_wait(output, size):
+                output.paused = Condition(self.loop)
                 self.loop.spawn(self._wait_for_owner(size))
-            if output.consumed:
+            if output.paused:
                 return 0
         try:
             data = os.read(fd, size)
@@ -1012,7 +1014,7 @@ class Process:
             if not self.has_exited():
                 self.loop.unwatch(fd)
                 self.loop.call_later(LOOK_AFTER, lambda: self.terminal == fd and self._watch(fd))
-                runner.silent.add(self)
+                runner.closed.add(self)
                 return 0
             data = b""
         if not data:
@@ -1041,7 +1043,7 @@ class Process:
             self.job.held = False
             self.changed.notify_all()
             if not self.has_exited():
-                self.runner.silent.add(self)
+                self.runner.closed.add(self)
 
     async def wait_for_end_of_output(self):
         """Wait for it, HELD_AFTER at most if something in the background still holds the output."""
@@ -1052,7 +1054,7 @@ class Process:
                 for _ in range(WIDE_PIPE // READ_SIZE):
                     if not self._read(fd):
                         break
-            if not output.consumed or output.end[LOG] >= printed:
+            if not output.paused or output.end[LOG] >= printed:
                 return
 
     async def _wait_for_owner(self, size):
@@ -1064,10 +1066,10 @@ class Process:
         for fd in self.pipes:
             self.loop.unwatch(fd)
         try:
-            while not await output.consumed.wait_for(may_go_on, LOOK_AFTER):
+            while not await output.paused.wait_for(may_go_on, LOOK_AFTER):
                 pass
         finally:
-            output.consumed = None
+            output.paused = None
             for fd in self.pipes:
                 self._watch(fd)
 
@@ -1080,7 +1082,7 @@ class Process:
             raise Error("conflict", "standard input of job %d is closed" % self.job.id)
         rest = memoryview(data if self.terminal is None else self._typed(data, eof))
 
-        def is_written():
+        def write_more():
             """Write what the input takes now; return whether that was all."""
             nonlocal rest
             while rest:
@@ -1097,9 +1099,9 @@ class Process:
             return True
         self._is_fed = True
         try:
-            if not is_written():
+            if not write_more():
                 self.loop.watch(self.input, WRITE, lambda events: self.changed.notify_all())
-                await self.changed.wait_for(is_written)
+                await self.changed.wait_for(write_more)
             if eof and self.terminal is None:       # a terminal stays open
                 self._close_input()
         finally:
@@ -1257,7 +1259,7 @@ class Spawner:
 
 
 class Runner:
-    """Owns every process: nobody else spawns, signals or reaps.  `run` is the life of a job.
+    """Owns every Process, which nobody else starts, signals or closes.  `run` is the life of a job.
 
     `parallel` jobs run at a time, 0 is all; the others wait as `new`.
     """
@@ -1266,7 +1268,7 @@ class Runner:
         self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
         self.total, self.parallel, self.log = total, parallel, log
         self._queue, self._placed = collections.OrderedDict(), set()    # scripts by waiting job; jobs with a place
-        self.processes, self.silent = {}, set()     # by job; those whose output has ended before them
+        self.processes, self.closed = {}, set()     # by job; those that have closed their output and live
         self.null, self.wide = open_null(), set()   # the input of most jobs; pipes that hold more
         self._look, self._freed, self._is_stopping = None, 0, False     # a timer; bytes since malloc gave some back
         # Of /proc: is it being read; when did the last reading begin; the pids by session and process group, or None.
@@ -1319,7 +1321,7 @@ class Runner:
             await process.changed.wait_for(lambda: not process.enders and (self._is_stopping or not process.pipes))
         finally:
             process.close()
-            self.silent.discard(process)
+            self.closed.discard(process)
             self.processes.pop(job, None)
             self._changed.notify_all()
             if script:
@@ -1360,11 +1362,11 @@ class Runner:
 
     def child_exited(self):
         """At SIGCHLD, ask those whose output has ended, as of nearly all who exit; later all, at 1 us each."""
-        self.loop.call_later(0, self._ask_silent)       # when this turn has read what they have printed
+        self.loop.call_later(0, self._ask_closed)       # when this turn has read what they have printed
         self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
 
-    def _ask_silent(self):
-        self.silent -= {process for process in itertools.islice(self.silent, MANY_SILENT) if process.has_exited()}
+    def _ask_closed(self):
+        self.closed -= {process for process in itertools.islice(self.closed, MANY_CLOSED) if process.has_exited()}
 
     def _ask_all(self):
         """Ask all, and reap what came to us as PID 1, or as a subreaper."""
@@ -1746,7 +1748,7 @@ def response_head(request, response, keep):
 
 
 class Connection(socketserver.BaseRequestHandler):
-    """A client's connection.  `serve` is its life, a task, which alone writes to the socket.
+    """A client's connection.  `serve` is its life, a task; but for a 503 of Server._make_room, that alone writes to it.
 
     What comes is taken into `buffer` whatever the task does, so its end, `at_end`, is noticed at once; `changed` tells
     of both.  `waiting_since`, on the monotonic clock: since when it may be closed to make room; None while a request
@@ -1788,7 +1790,7 @@ class Connection(socketserver.BaseRequestHandler):
             try:
                 request = await self._read_head()
                 response = await self.server.app.answer(request)
-            except Error as error:                      # here, and nowhere else
+            except Error as error:                      # here alone is it answered
                 response = Response.of_error(error)
             except MemoryError:
                 self.loop.relieve()
@@ -2455,7 +2457,7 @@ SIGNALS.update((name[cut:], number) for name, number in signal.Signals.__members
 
 parse_size = checked("0*[1-9][0-9]{0,14}[KMGkmg]?", "size, like 4096, 64K, 16M or 1G",
                      lambda text: int(text.rstrip("KMGkmg")) << SHIFTS.get(text[-1].upper(), 0))
-parse_count = checked("[0-9]{1,9}", "count, like 0 or 8")
+parse_number = checked("[0-9]{1,9}", "count, like 0 or 8")
 
 PARAMETERS = {
     "arg": bytes, "cwd": bytes, "env": bytes,           # as they are
@@ -2467,7 +2469,7 @@ PARAMETERS = {
     "timeout": checked("(?=.*[1-9])" + SECONDS, "number of seconds over 0, like 5 or 0.5", float),
     "wait": checked(SECONDS + "|true|false|", "number of seconds, like 5 or 0.5",       # True is as long as it takes
                     lambda text: FLAGS[text] if text in ("", "true", "false") else float(text)),
-    "max_output": parse_size, "last": parse_count, "tail": parse_count,
+    "max_output": parse_size, "last": parse_number, "tail": parse_number,
     "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
     "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
     "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, and 1 to %d"
@@ -2549,8 +2551,8 @@ class OutputBody:
                 raise ClientGone()
             is_end = self.offset == self.end
             data = self.take(output.end[which] if self.end is None else self.end)
-            if output.consumed:
-                output.consumed.notify_all()
+            if output.paused:
+                output.paused.notify_all()
             if data or is_end:
                 return data
 
@@ -2692,10 +2694,11 @@ class App:
 
     async def root(self, request, given):
         links = {}
-        for _, path, _, names, _ in ROUTES[2:]:         # without its own
+        for _, path, _, names, _ in ROUTES:
             query = "{?%s}" % names.replace(" ", ",") if names else ""
             links.setdefault(path[1:].replace("/{id}", ".byID").replace("/", "."),
                              path.replace("{id}", "{jobs.id}") + query)
+        del links[""]                                   # its own
         return Response.json(200, {
             "links": links, "version": __version__, "host": socket.gethostname(), "user": user_name(),
             "python": "%d.%d.%d" % sys.version_info[:3], "uptime": self.uptime,
@@ -2757,7 +2760,7 @@ class App:
             if seconds:
                 await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
         except ClientGone:
-            if given.get("attach"):
+            if given.get("attach"):             # with `follow`, OutputBody.close does so
                 self.runner.cancel(job)
             raise
         return job.is_complete()
@@ -2944,7 +2947,7 @@ def attempt(what, function, *args, **more):
 class Log:
     """Events, requests, and the ends of jobs, a line each, on standard error or in a file, as text or as JSON.
 
-    Neither the secret nor a query string nor a script is in it.  A line that would have to wait is dropped.
+    No secret that was given, query string or script is in it.  A line that would have to wait is dropped.
     """
 
     def __init__(self, form, path):
@@ -3060,7 +3063,7 @@ TYPES = {           # of the values of options, by what --help calls them; a FIL
     "ADDR": checked(".*", "address, like :8457, host:8457, [::1]:8457 or unix:/path", split_address),
     "COUNT": checked("0*[1-9][0-9]{0,8}", "whole number over 0"),
     "FILE|-": read_secret,
-    "N": parse_count,
+    "N": parse_number,
     "SECRET": parse_secret,
     "SIZE": parse_size,
     "TIME": checked("0*[1-9][0-9]{0,8}[smhd]?", "time over 0, like 90 (seconds), 30m or 4h",
@@ -3345,7 +3348,7 @@ class Service:
                               handed or args.addr, self.loop, self.app, log, limits, tls_context(args))
         handlers = {signal.SIGCHLD: self.runner.child_exited, signal.SIGHUP: self._hang_up, signal.SIGTERM: self._end}
         handlers.update((number, self._end) for number in (signal.SIGHUP, signal.SIGINT)
-                        if signal.getsignal(number) != no_action)       # which it is where it was ignored
+                        if signal.getsignal(number) != no_action)       # as where it was ignored, and by main()
         self.loop.catch_signals(handlers)
 
     def _relieve(self):
