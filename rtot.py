@@ -1906,7 +1906,7 @@ class Connection(socketserver.BaseRequestHandler):
     async def _read_head(self):
         if self.server.tls and not self._tls:
             raise malformed("rtot speaks TLS here: use https://")
-        buffer, until, checked = self.buffer, time.monotonic() + self.server.limits.head, -1
+        buffer, until, parsed = self.buffer, time.monotonic() + self.server.limits.head, -1
         while True:
             if buffer.startswith(b"\r\n"):      # RFC 9112, 2.2: an empty line before a request is ignored
                 del buffer[:2]
@@ -1915,9 +1915,9 @@ class Connection(socketserver.BaseRequestHandler):
                 parse = parse_head if last < 1000 else parse_head.__wrapped__       # no large ones in its cache
                 return Request(self, parse(self.take(last + 3)))
             end = buffer.rfind(b"\n")           # what is wrong is told at once, but not looked for at each byte
-            if end != checked or end < 0 or len(buffer) - buffer.find(b"\n") - 1 > MAX_LINE:
+            if end != parsed or end < 0 or len(buffer) - buffer.find(b"\n") - 1 > MAX_LINE:
                 parse_head.__wrapped__(bytes(buffer))
-                checked = end
+                parsed = end
             await self.receive(until - time.monotonic(), "head" if buffer else None)
 
     async def _send_response(self, request, response, keep):
