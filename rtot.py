@@ -1600,12 +1600,15 @@ class Request:
     `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one; `keeps`: another may follow.
     `timeout`: s without a byte of the body, None is no limit; `_remaining` bytes of it, or of this chunk, are to come
     until it has `ended`, None before the first chunk; `_is_held_back`: the client waits for a 100 before it sends it.
+    `on_disconnect` is called if the client disconnects before it has the answer.
     """
+
+    on_disconnect = staticmethod(int)       # does nothing
 
     def __init__(self, client, head):
         (self.method, self.path, self.query, self.version, self.headers, self.length, self.keeps,
          self._is_held_back) = head
-        self.client, self.timeout, self.ended = client, client.server.limits.body, self.length == 0
+        self.client, self.timeout, self.ended = client, client.server.args.body_timeout, self.length == 0
         self._remaining = self.length
 
     async def read(self):
@@ -1769,13 +1772,13 @@ class Connection(socketserver.BaseRequestHandler):
         self.task = self.loop.spawn(self.serve())
 
     async def serve(self):
-        limits, keep = self.server.limits, True
+        args, keep = self.server.args, True
         try:
             while keep:
                 if self.buffer:             # the next has come already
                     await self.loop.breathe()
                 else:                       # a handshake of TLS has the time of a head
-                    await self.receive(limits.head if self.server.tls and self.is_fresh else limits.idle)
+                    await self.receive(args.head_timeout if self.server.tls and self.is_fresh else args.idle_timeout)
                 keep = await self._serve_one()
             await self._linger()
         finally:
@@ -1804,6 +1807,10 @@ class Connection(socketserver.BaseRequestHandler):
             self.is_fresh = False
             sent = await self._send_response(request, response, keep)
             return keep
+        except ClientGone:
+            if request:
+                request.on_disconnect()
+            raise
         finally:
             self.waiting_since = time.monotonic()
             if request or response:
@@ -1906,7 +1913,7 @@ class Connection(socketserver.BaseRequestHandler):
     async def _read_head(self):
         if self.server.tls and not self._tls:
             raise malformed("rtot speaks TLS here: use https://")
-        buffer, until, parsed = self.buffer, time.monotonic() + self.server.limits.head, -1
+        buffer, until, parsed = self.buffer, time.monotonic() + self.server.args.head_timeout, -1
         while True:
             if buffer.startswith(b"\r\n"):      # RFC 9112, 2.2: an empty line before a request is ignored
                 del buffer[:2]
@@ -1994,13 +2001,14 @@ class Server(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = BACKLOG
 
-    def __init__(self, address, loop, app, log, limits, tls=None):
+    def __init__(self, address, loop, app, log, args, descriptors, tls=None):
         """Listen on (host, port), where "" is all addresses, or on the path of a Unix socket, or take over a socket.
 
-        `limits` are the connections and descriptors, and the seconds for a head, without a byte of a body, and idle.
+        `args` are the options of the command line, of which it needs the limits; `descriptors` is how many we may have.
         """
-        self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
-        self.connections, self._made = set(), None      # the path and os.stat() of the Unix socket that we made
+        self.loop, self.app, self.log, self.args, self.tls = loop, app, log, args, tls
+        self.descriptors, self.connections = descriptors, set()
+        self._made = None       # the path and os.stat() of the Unix socket that we made
         if isinstance(address, socket.socket):
             super().__init__(None, Connection, bind_and_activate=False)
             self.socket.close()
@@ -2064,7 +2072,7 @@ class Server(socketserver.TCPServer):
 
     def accept(self, events):
         """Accept some of the clients that wait; for one too many another is closed, or that one."""
-        most = self.limits.descriptors      # the lowest that is free is taken: a high one is one of the last
+        most = self.descriptors             # the lowest that is free is taken: a high one is one of the last
         for _ in range(TLS_ACCEPTS if self.tls else ACCEPTS):
             client = None
             try:
@@ -2082,7 +2090,7 @@ class Server(socketserver.TCPServer):
                     self.loop.unwatch(self.fileno())        # what waits stays readable: the loop would spin
                     self.loop.call_later(0.1, self.start)
                 return                      # or the client is gone already
-            if len(self.connections) > self.limits.connections or client.fileno() >= most - min(SPARE, most // 8):
+            if len(self.connections) > self.args.max_connections or client.fileno() >= most - min(SPARE, most // 8):
                 self._make_room()
 
     def _make_room(self):
@@ -2534,10 +2542,9 @@ class OutputBody:
 
     _passed_on, _since = None, 0.0      # the last progress as owner, in bytes, and when it was seen
 
-    def __init__(self, client, job, which, offset, follows=True, on_close=None):
+    def __init__(self, client, job, which, offset, follows=True):
         self.client, self.job, self.which, self.offset, self.follows = client, job, which, offset, follows
         self.end = None if follows else job.output.end[which]       # where to stop; None until that is known
-        self.on_close = on_close    # called with the job, or None
 
     async def read(self):
         """Return what comes next, as soon as there is something; b"" at the end."""
@@ -2581,8 +2588,6 @@ class OutputBody:
     def close(self):
         if self.job.output.owner is self:
             self.job.output.owner = None
-        if self.on_close:
-            self.on_close(self.job)
 
 
 class JsonLog(OutputBody):
@@ -2728,9 +2733,10 @@ class App:
             self.workspace.remove(path)
             raise
         self.runner.submit(job, path)
+        if given.get("attach"):
+            request.on_disconnect = functools.partial(self.runner.cancel, job)
         if given.get("follow"):
-            on_close = self.runner.cancel if given.get("attach") else None
-            job.output.owner = OutputBody(request.client, job, LOG, 0, on_close=on_close)
+            job.output.owner = OutputBody(request.client, job, LOG, 0)
             response = Response(201, job.output.owner, TEXT, [("Location", job.href), UNBUFFERED])
         else:
             running = 201 if given.get("wait", False) is False else 202
@@ -2756,13 +2762,8 @@ class App:
     async def _wait(self, request, given, job):
         """Wait for the end of the job, if asked to; return whether it is complete."""
         seconds = given.get("wait")
-        try:
-            if seconds:
-                await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
-        except ClientGone:
-            if given.get("attach"):             # with `follow`, OutputBody.close does so
-                self.runner.cancel(job)
-            raise
+        if seconds:
+            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
         return job.is_complete()
 
     async def get(self, request, given, job, complete=200, running=202):
@@ -3341,11 +3342,9 @@ class Service:
             log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
         self.app = App(self.loop, secret, store, self.runner, self.workspace, args.max_script,
                        min(args.max_output, total), shell)
-        limits = types.SimpleNamespace(connections=args.max_connections, descriptors=descriptors,
-                                       head=args.head_timeout, body=args.body_timeout, idle=args.idle_timeout)
         self.loop.report, self.loop.relieve = log.fault, self._relieve
         self.server = attempt("listen on " + show_address(args.addr), Server,
-                              handed or args.addr, self.loop, self.app, log, limits, tls_context(args))
+                              handed or args.addr, self.loop, self.app, log, args, descriptors, tls_context(args))
         handlers = {signal.SIGCHLD: self.runner.child_exited, signal.SIGHUP: self._hang_up, signal.SIGTERM: self._end}
         handlers.update((number, self._end) for number in (signal.SIGHUP, signal.SIGINT)
                         if signal.getsignal(number) != no_action)       # as where it was ignored, and by main()
