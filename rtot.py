@@ -2072,7 +2072,6 @@ class Server(socketserver.TCPServer):
 
     def accept(self, events):
         """Accept some of the clients that wait; for one too many another is closed, or that one."""
-        most = self.descriptors             # the lowest that is free is taken: a high one is one of the last
         for _ in range(TLS_ACCEPTS if self.tls else ACCEPTS):
             client = None
             try:
@@ -2090,8 +2089,19 @@ class Server(socketserver.TCPServer):
                     self.loop.unwatch(self.fileno())        # what waits stays readable: the loop would spin
                     self.loop.call_later(0.1, self.start)
                 return                      # or the client is gone already
-            if len(self.connections) > self.args.max_connections or client.fileno() >= most - min(SPARE, most // 8):
+            if self._is_full():
                 self._make_room()
+                return                      # the next one takes the descriptor that this frees
+
+    def _is_full(self):
+        """Are there too many connections, or too few descriptors left for scripts and modules?"""
+        try:
+            free = os.dup(self.fileno())        # the lowest that is free
+        except OSError:
+            return True
+        os.close(free)
+        return (free >= self.descriptors - min(SPARE, self.descriptors // 8)
+                or len(self.connections) > min(self.args.max_connections, self.descriptors // 2))     # others: jobs
 
     def _make_room(self):
         """Close the connection that has waited longest for a request; return whether there was one.
@@ -2481,7 +2491,7 @@ PARAMETERS = {
     "from": checked("[0-9]{1,18}", "position in the log, like 0 or 4096"),
     "fields": checked(".*", "list of fields; there are: %s, and all" % " ".join(VIEW), field_names),
     "signal": checked("[0-9A-Za-z]{1,20}", "signal; there are TERM INT HUP KILL USR1 and so on, and 1 to %d"
-                      % (signal.NSIG - 1), lambda text: SIGNALS.get(text.upper())),
+                      % (signal.NSIG - 1), lambda text: SIGNALS.get(text.upper().lstrip("0"))),
 }
 
 
@@ -3415,7 +3425,7 @@ def run(args, log):
         with service.server as server:
             announce(server.url, readable(secret), not args.secret, log)
             if foreground:
-                os.write(foreground, b"\0")
+                attempt("tell the foreground", os.write, foreground, b"\0")
                 os.close(foreground)
             notify_systemd(b"READY=1")
             service.serve()

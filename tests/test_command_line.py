@@ -947,6 +947,16 @@ class DaemonTest(Case):
             self.assertEqual(server.process.wait(support.LIMIT), 1)
             self.assertEqual(server.log(), "rtot: cannot write /no/such/file: No such file or directory\n")
 
+    def test_ends_if_the_foreground_was_killed_meanwhile(self):
+        after = ("import os\ndef daemonize(real=rtot.daemonize):\n    real()\n    reading, writing = os.pipe()\n"
+                 "    os.close(reading)\n    return writing\nrtot.daemonize = daemonize")
+        server = Server("-d", "--log-file", "log", cwd=self.tmp(), program=patched(after))
+        self.addCleanup(server.close)
+        self.assertEqual(server.process.wait(support.LIMIT), 1)
+        path = os.path.join(self.directory, "log")
+        wait_until(lambda: os.path.exists(path) and len(read_text(path).splitlines()) > 1)
+        self.assertRegex(read_text(path), "^rtot: version .*\nrtot: cannot tell the foreground: Broken pipe\n$")
+
 
 class IdleExitTest(Case):
     """A forgotten rtot is an open shell: --idle-exit ends it."""

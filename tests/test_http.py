@@ -475,6 +475,15 @@ class AcceptTest(ServerCase):
         wait_until(lambda: re.search("(?m) 127.0.0.1 - - 503 [0-9]+ ", server.log()))
         self.assertNotIn("Traceback", server.log())
 
+    def test_strangers_leave_descriptors_to_jobs_and_scripts(self):
+        server = self.own_server(wrapper=support.limited("-n 64"))
+        for _ in range(400):
+            connection = server.connect()
+            self.addCleanup(connection.close)
+        self.assertEqual([server.run("echo hi", "tty")["out"] for _ in range(3)], ["hi\r\n"] * 3)
+        wait_until(lambda: len(re.findall(" 503 ", server.log())) >= 360)
+        self.assertLessEqual(server.connections(), 32)
+
     def test_a_thousand_idle_connections_keep_nobody_out(self):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard < 2000:

@@ -461,7 +461,7 @@ class StopTest(ServerCase):
     def test_kill_sends_just_the_signal_that_is_named(self):
         number = self.server.start_running("trap 'echo int' INT; trap 'echo usr; exit 0' USR1; echo ready; "
                                            "while :; do sleep 0.05; done")
-        for name in ("INT", "SIGINT", "2", "int"):
+        for name in ("INT", "SIGINT", "2", "int", "02"):
             count = self.server.out(number).count(b"int\n")
             self.assertEqual(self.server.post("/jobs/%d/kill?signal=%s" % (number, name)).status, 204)
             wait_until(lambda: self.server.out(number).count(b"int\n") > count)
