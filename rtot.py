@@ -74,7 +74,7 @@ F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
 RESERVED = 24           # descriptors that jobs leave to connections, if there are many
 SPARE = 8               # descriptors that connections leave to scripts and modules
 TERMINAL_LINE = 4095    # bytes of a line that a terminal takes: termios(3), canonical mode
-STEP = 0.003            # s that a task may run before it lets others run
+STEP = 0.001            # s that a task may run before it lets others run
 
 # Output.
 SLICE = 1 << 16         # bytes of output or of an answer that are handled at a time
@@ -137,7 +137,7 @@ class ClientGone(BaseException):
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
-GENERATIONS = 3         # of tasks that are made ready by those before them, in a turn of the loop
+TURN = 0.01             # s that tasks may run before the loop looks at descriptors and timers again
 RETRY_AFTER = 0.02      # s after which a timer is called again that found no memory
 
 
@@ -218,7 +218,7 @@ class Loop:
     """
 
     def __init__(self):
-        self.ready, self.tasks, self.current = collections.deque(), set(), None
+        self.ready, self._yielded, self.tasks, self.current = collections.deque(), collections.deque(), set(), None
         self.report, self.relieve = sys.excepthook, gc.collect
         self._selector, self._watched = selectors.DefaultSelector(), {}     # the SelectorKey of each descriptor
         self._timers, self._timer_count, self._most_timers = [], itertools.count(), 1000
@@ -230,7 +230,7 @@ class Loop:
     @types.coroutine
     def turn(self):
         """Let all others run that are ready."""
-        self.ready.append(self.current)
+        self._yielded.append(self.current)
         yield
 
     async def breathe(self):
@@ -289,7 +289,7 @@ class Loop:
         self._selector.close()
 
     def _turn(self):
-        timeout = 0 if self.ready else LONGEST_WAIT
+        timeout = 0 if self.ready or self._yielded else LONGEST_WAIT
         if self._timers:
             timeout = min(max(self._timers[0][0] - time.monotonic(), 0), timeout)
         for key, events in self._selector.select(timeout):
@@ -302,10 +302,18 @@ class Loop:
             function, timer[2] = timer[2], None
             if function and self._call(function) is None:
                 self.call_later(RETRY_AFTER, function)
-        for _ in range(GENERATIONS):            # a few, since those who make each other ready would starve the rest
-            for _ in range(len(self.ready)):
-                self.current, self._stepped = self.ready.popleft(), time.monotonic()
-                self._call(self.current.step)
+        self._stepped = time.monotonic()
+        until = self._stepped + TURN            # since those who make each other ready would starve the rest
+        if self._yielded:                       # one at least of those with much to do, and each once at most
+            self.ready.append(self._yielded.popleft())
+        rest = len(self._yielded)
+        while (self.ready or rest) and self._stepped < until:
+            if not self.ready:
+                self.ready.append(self._yielded.popleft())
+                rest -= 1
+            self.current = self.ready.popleft()
+            self._call(self.current.step)
+            self._stepped = time.monotonic()
 
     def _call(self, function, *args):
         """Call it; return True, None if there was no memory for it, or False after what nobody foresaw."""

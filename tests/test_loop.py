@@ -189,6 +189,29 @@ class FairnessTest(LoopCase):
         self.run_until_done(spin(), spin())
         self.assertEqual(self.seen, ["timer", "descriptor"])
 
+    def test_a_crowd_of_busy_tasks_delays_neither_timers_nor_those_that_wait(self):
+        """Each may run for a ms, so a turn of all of them took seconds."""
+        async def be_busy():
+            while not self.loop._stopped:
+                began = time.monotonic()
+                while time.monotonic() - began < 2 * rtot.STEP:
+                    pass
+                self.seen.append("busy")
+                await self.loop.breathe()
+
+        async def wait():
+            for _ in range(3):
+                await self.loop.sleep(0)
+                self.seen.append("woken")
+            self.loop.stop()
+        tasks = 300
+        for _ in range(tasks):
+            self.loop.spawn(be_busy())
+        self.loop.spawn(wait())
+        self.loop.run()
+        self.assertLess(self.seen.count("busy") - self.seen.index("woken"), tasks)
+        self.assertEqual(self.seen.count("woken"), 3)
+
     def test_a_descriptor_that_was_unwatched_in_the_same_turn_is_not_delivered(self):
         ends = [os.pipe() for _ in range(2)]
         for reading, writing in ends:
