@@ -265,7 +265,7 @@ class Loop:
         return timer
 
     def catch_signals(self, handlers):
-        """Call handlers[number]() in the loop when that signal comes."""
+        """Call handlers[number]() in the loop when that signal comes, or has come while all were blocked."""
         reading, writing = os.pipe()        # not a pair of sockets, which was full after 278 signals
         os.set_blocking(writing, False)
         self.watch(reading, READ, lambda events: [
@@ -273,6 +273,7 @@ class Loop:
         for number in handlers:
             signal.signal(number, no_action)
         signal.set_wakeup_fd(writing)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def run(self):
         while not self._stopped:
@@ -3420,12 +3421,17 @@ class Service:
         self.loop.stop()
 
 
+ENDINGS = signal.SIGHUP, signal.SIGINT, signal.SIGTERM
+
+
 def run(args, log):
     """Serve as the options say; CannotStart if that can't be."""
     handed = attempt("use the socket that was handed over", handed_socket)
-    # A link by which it was started goes, too.
-    own = [(path, os.stat(path)) for path in (sys.argv[0], os.path.realpath(sys.argv[0])) if args.self_destruct]
+    # A link by which it was started goes, too.  They are open, so that no other file gets the numbers of their inodes.
+    paths = [sys.argv[0], os.path.realpath(sys.argv[0])] if args.self_destruct else []
+    own = [(path, attempt("read " + path, os.open, path, os.O_RDONLY)) for path in paths]
     foreground = attempt("go on in the background", daemonize) if args.daemon else None
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)       # until Loop.catch_signals: no file stays
     pid_file = attempt("write " + args.pid_file, write_pid_file, args.pid_file) if args.pid_file else None
     try:
         secret = args.secret or os.urandom(16).hex().encode("ascii")
@@ -3437,10 +3443,10 @@ def run(args, log):
                 os.close(foreground)
             notify_systemd(b"READY=1")
             service.serve()
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):   # one more would end the end of the interpreter
+        for number in ENDINGS:                  # one more would end the end of the interpreter
             signal.signal(number, signal.SIG_IGN)
-        for path, ours in own:
-            remove_ours(path, ours, log)
+        for path, fd in own:
+            remove_ours(path, os.fstat(fd), log)
     finally:
         if pid_file:
             os.ftruncate(pid_file, 0)       # in a directory that is not ours it stays

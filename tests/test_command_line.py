@@ -512,9 +512,9 @@ class SelfDestructTest(Case):
 
     def test_leaves_a_newer_file_that_has_taken_its_place(self):
         server = self.own_server("--self-destruct", program=["rtot.py"], cwd=self.directory)
-        with open(os.path.join(self.directory, "new"), "w") as file:
+        os.unlink(self.path)            # the number of its inode would be used again, were it not open
+        with open(self.path, "w") as file:
             file.write("# a newer one\n")
-        os.rename(os.path.join(self.directory, "new"), self.path)
         self.assertEqual(server.stop(), 0)
         self.assertEqual(os.listdir(self.directory), ["rtot.py"])
 
@@ -723,19 +723,18 @@ class SignalTest(Case):
         server.process.send_signal(signal.SIGHUP)
         self.assertEqual(server.run("echo hi")["out"], "hi\n")
 
-    def test_a_signal_as_soon_as_it_listens_ends_it_with_0(self):
-        before = ("import os, signal\nwrite = os.write\n"
-                  "def write_and_stop(fd, data):\n"
-                  "    result = write(fd, data)\n"
-                  "    if b'listens on' in bytes(data): os.kill(os.getpid(), signal.SIGTERM)\n"
-                  "    return result\n"
-                  "os.write = write_and_stop")
-        with tempfile.TemporaryDirectory() as directory:
-            path = os.path.join(directory, "socket")
-            server = Server("--pid-file", os.path.join(directory, "pid"), address="unix:" + path, program=patched(before=before))
-            self.addCleanup(server.close)
-            self.assertEqual(server.process.wait(support.LIMIT), 0)
-            self.assertEqual(os.listdir(directory), [])
+    def test_a_signal_while_it_starts_ends_it_with_0_and_leaves_no_file(self):
+        after = ("import os, signal\ndef early(*args, real=%s):\n"
+                 "    if %s: os.kill(os.getpid(), %d)\n    return real(*args)\n%s = early")
+        for name, condition in (("rtot.raise_nofile", "True"), ("rtot.Server.server_activate", "True"),
+                                ("signal.set_wakeup_fd", "args[0] >= 0"), ("os.write", "b'listens' in bytes(args[1])")):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                with self.subTest(name, number=number), tempfile.TemporaryDirectory() as directory:
+                    server = Server("--pid-file", os.path.join(directory, "pid"), address="unix:%s/socket" % directory,
+                                    program=patched(after % (name, condition, number, name)))
+                    self.addCleanup(server.close)
+                    self.assertEqual(server.process.wait(support.LIMIT), 0, server.log())
+                    self.assertEqual(os.listdir(directory), [])
 
     def test_a_file_that_may_not_be_removed_is_logged(self):
         before = ("import os\nunlink = os.unlink\n"
