@@ -2539,7 +2539,7 @@ def new_options(given, old, most_output):
     """Return the Options of a new job: what is given, and the rest as in the `old` ones."""
     if given.get("max_output", 0) > most_output:
         raise bad("max_output may be up to %d here", most_output)
-    cwd = given.get("cwd")
+    cwd = given.get("cwd", old.cwd)
     if cwd is not None and not (os.path.isdir(cwd) and os.access(cwd, os.X_OK)):
         raise bad("cwd %r is no directory that can be entered: give an absolute path", readable(cwd))
     if not given.get("tty", old.tty) and ("rows" in given or "cols" in given):

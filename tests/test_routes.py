@@ -333,6 +333,14 @@ class AgainTest(ServerCase):
         job = self.server.post("/jobs/%d/again?wait" % first, "echo other $1").job
         self.assertEqual(job["out"], "other a\n")
 
+    def test_its_directory_must_still_be_there(self):
+        directory = tempfile.mkdtemp(dir=self.server.tmp)
+        first = self.server.run("true", "cwd=" + directory)["id"]
+        os.rmdir(directory)
+        answer = self.server.post("/jobs/%d/again" % first)
+        self.assertEqual((answer.status, answer.json["error"]), (400, "bad request"))
+        self.assertEqual(self.server.post("/jobs/%d/again?cwd=/" % first).status, 201)
+
     def test_stdin_is_open_again(self):
         first = self.server.start("cat", "stdin")
         self.server.post("/jobs/%d/stdin?eof" % first, "once\n")
