@@ -1609,10 +1609,10 @@ class Request:
     `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one; `keeps`: another may follow.
     `timeout`: s without a byte of the body, None is no limit; `_remaining` bytes of it, or of this chunk, are to come
     until it has `ended`, None before the first chunk; `_is_held_back`: the client waits for a 100 before it sends it.
-    `on_disconnect` is called if the client disconnects before it has the answer.
+    `on_disconnect` is called if the client disconnects before it has the answer.  `job`: the id of its new job.
     """
 
-    on_disconnect = staticmethod(int)       # does nothing
+    job, on_disconnect = None, staticmethod(int)        # which does nothing
 
     def __init__(self, client, head):
         (self.method, self.path, self.query, self.version, self.headers, self.length, self.keeps,
@@ -1705,10 +1705,10 @@ def gather(pieces):
 class Response:
     """An answer.  `body` is bytes, or like Pieces, with its `length` in bytes, None if that is not known.
 
-    `policy`: what a browser may do with it.  `job`: the id of the job that was made, for the log.
+    `policy`: what a browser may do with it.
     """
 
-    job, policy = None, "default-src 'none'; frame-ancestors 'none'"
+    policy = "default-src 'none'; frame-ancestors 'none'"
 
     def __init__(self, status, body=b"", content_type=None, headers=(), length=None):
         self.status, self.body, self.content_type, self.headers = status, body, content_type, headers
@@ -2752,16 +2752,13 @@ class App:
             self.workspace.remove(path)
             raise
         self.runner.submit(job, path)
+        request.job = job.id
         if given.get("attach"):
             request.on_disconnect = functools.partial(self.runner.cancel, job)
         if given.get("follow"):
             job.output.owner = OutputBody(request.client, job, LOG, 0)
-            response = Response(201, job.output.owner, TEXT, [("Location", job.href), UNBUFFERED])
-        else:
-            running = 201 if given.get("wait", False) is False else 202
-            response = await self.get(request, given, job, 201, running)
-        response.job = job.id
-        return response
+            return Response(201, job.output.owner, TEXT, [("Location", job.href), UNBUFFERED])
+        return await self.get(request, given, job, 201, 201 if given.get("wait", False) is False else 202)
 
     async def _script(self, request, old):
         """Return the script in the body, with a #! line; of none, that of the old job."""
@@ -2999,8 +2996,8 @@ class Log:
 
     def access(self, address, request, response, size, seconds):
         """Note a request, None for what was none; `response` and `size` (of its body) are None if the client left."""
-        method, path = (request.method, request.path) if request else ("-", "-")
-        status, job = (response.status, response.job) if response else (None, None)
+        method, path, job = (request.method, request.path, request.job) if request else ("-", "-", None)
+        status = response.status if response else None
         pairs = {"client": address, "method": method, "path": path, "status": status, "bytes": size, "seconds": seconds}
         text = "%s %s %s %s %s %s" % (address, method, escape(path), status or "-", "-" if size is None else size,
                                       span(seconds))

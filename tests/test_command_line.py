@@ -616,7 +616,8 @@ class LogTest(Case):
         self.assertRegex(server.log().split("\n")[1], r"^.{100,4000}bbb\.\.\.b+ 401 [0-9]+ [0-9.]+m?s$")
 
     def test_has_a_line_for_a_client_that_disconnects_before_the_answer(self):
-        for form, expected in (("text", r" POST /jobs - - [0-9.]+.?s\n"), ("json", '"path": "/jobs", "status": null, "bytes": null')):
+        for form, expected in (("text", r" POST /jobs - - [0-9.]+.?s job 0\n"),
+                               ("json", '"path": "/jobs", "status": null, "bytes": null, "seconds": [0-9.]+, "job": 0')):
             server = self.own_server("-f", form)
             with server.connect() as connection:
                 connection.sendall(b"POST /jobs?wait HTTP/1.1\r\nHost: x\r\nRtot-Secret: swordfish\r\nContent-Length: 8\r\n\r\nsleep 99")
