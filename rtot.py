@@ -144,10 +144,10 @@ RETRY_AFTER = 0.02      # s after which a timer is called again that found no me
 class Task:
     """A coroutine that runs from one wait to the next.  It may be woken too often, since it looks again."""
 
-    __slots__ = ("loop", "coroutine", "waits", "_errors")
+    __slots__ = ("loop", "coroutine", "waits")
 
     def __init__(self, loop, coroutine):
-        self.loop, self.coroutine, self.waits, self._errors = loop, coroutine, False, ()
+        self.loop, self.coroutine, self.waits = loop, coroutine, False
         loop.tasks.add(self)
         loop.ready.append(self)
 
@@ -156,24 +156,14 @@ class Task:
             self.waits = False
             self.loop.ready.append(self)
 
-    def throw(self, error):
-        """Raise `error` where the task waits, now or next; None takes back one not raised yet."""
-        self._errors = [error] if error else ()
-        self.wake()
-
     def step(self):
         """Run the task until it waits or ends; what it raises is the caller's."""
         try:
-            if self._errors and self.coroutine.cr_await:    # never before its first step
-                self.coroutine.throw(self._errors.pop())    # no variable has it, since its traceback has this frame
-            else:
-                self.coroutine.send(None)
+            self.coroutine.send(None)
         except BaseException as error:
             self.loop.tasks.discard(self)
             if not isinstance(error, (StopIteration, ClientGone)):
                 raise
-        if self._errors:
-            self.wake()
 
 
 class Condition:
@@ -238,8 +228,12 @@ class Loop:
         if time.monotonic() - self._stepped > STEP:
             await self.turn()
 
+    def wait_for(self, predicate, timeout=None):
+        """Wait as Condition.wait_for does, for something that wakes the current task itself."""
+        return Condition(self).wait_for(predicate, timeout)
+
     def sleep(self, seconds):
-        return Condition(self).wait_for(lambda: False, seconds)
+        return self.wait_for(lambda: False, seconds)
 
     def watch(self, fd, events, callback):
         """Call callback(events) whenever the descriptor is ready for READ or WRITE, as `events` says."""
@@ -1084,9 +1078,12 @@ class Process:
 
     # What it reads.
 
-    async def feed(self, data, eof):
-        """Write all of `data` to the standard input, and close it if `eof`; Error "conflict" if it is closed."""
-        await self.changed.wait_for(lambda: not self._is_fed)
+    async def feed(self, data, eof, wait_for):
+        """Write all of `data` to the standard input, and close it if `eof`; Error "conflict" if it is closed.
+
+        wait_for(condition, predicate) is awaited meanwhile: Connection.attend.
+        """
+        await wait_for(self.changed, lambda: not self._is_fed)
         if self.input is None:
             raise Error("conflict", "standard input of job %d is closed" % self.job.id)
         rest = memoryview(data if self.terminal is None else self._typed(data, eof))
@@ -1110,7 +1107,7 @@ class Process:
         try:
             if not write_more():
                 self.loop.watch(self.input, WRITE, lambda events: self.changed.notify_all())
-                await self.changed.wait_for(write_more)
+                await wait_for(self.changed, write_more)
             if eof and self.terminal is None:       # a terminal stays open
                 self._close_input()
         finally:
@@ -1762,18 +1759,19 @@ def response_head(request, response, keep):
 class Connection(socketserver.BaseRequestHandler):
     """A client's connection.  `serve` is its life, a task; but for a 503 of Server._make_room, that alone writes to it.
 
-    What comes is taken into `buffer` whatever the task does, so its end, `at_end`, is noticed at once; `changed` tells
-    of both.  `waiting_since`, on the monotonic clock: since when it may be closed to make room; None while a request
-    with the secret is served.  `is_fresh`: no answer was sent yet; `is_known`: it has shown the secret.
+    What comes is taken into `buffer` whatever the task does, which is woken; so its end, `at_end`, is noticed at once.
+    `is_gone`: nothing can be sent any more.  `waiting_since`, on the monotonic clock: since when it may be closed to
+    make room; None while a request with the secret is served.  `is_fresh`: no answer was sent yet; `is_known`: it has
+    shown the secret.
     """
 
     def setup(self):
         self.loop, self.socket = self.server.loop, self.request     # as socketserver calls a socket
         self.address = "unix" if self.server.address_family == socket.AF_UNIX else re.sub(
             "^::ffff:", "", self.client_address[0])     # IPv4 by way of an IPv6 socket
-        self.buffer, self.at_end, self.changed = bytearray(), False, Condition(self.loop)
+        self.buffer, self.at_end, self.is_gone = bytearray(), False, False
         self.is_fresh, self.is_known, self.waiting_since = True, False, time.monotonic()
-        self._fd, self._tls, self._watched, self._attended = self.socket.fileno(), False, 0, False
+        self._fd, self._tls, self._watched = self.socket.fileno(), False, 0
         self.socket.setblocking(False)
         self._recv = self._first_recv if self.server.tls else self.socket.recv
         self._watch()
@@ -1834,7 +1832,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _on_event(self, events):
         """Take what has come into the buffer, and wake the task."""
-        self.changed.notify_all()
+        self.task.wake()
         if events & WRITE:
             self._watch()
         if self.at_end or len(self.buffer) >= MAX_BUFFER or not (events & READ or self._tls):
@@ -1846,13 +1844,12 @@ class Connection(socketserver.BaseRequestHandler):
                 self._watch(WRITE)
             if error.errno in (errno.EAGAIN, WANT_READ, WANT_WRITE):
                 return
-            data = None
+            data = b""
+            self.give_up()
             if self._tls and self.is_fresh:
                 self.server.log.event("no TLS with %s: %s" % (self.address, error))
-        self.buffer += data or b""
+        self.buffer += data
         self.at_end = not data
-        if data is None or self.at_end and self._attended:
-            self.task.throw(ClientGone())
         if self.at_end or len(self.buffer) >= MAX_BUFFER:
             self._watch(self._watched & WRITE)
 
@@ -1864,6 +1861,12 @@ class Connection(socketserver.BaseRequestHandler):
         self._recv = self.socket.recv       # which shakes hands
         return self._recv(size)
 
+    def give_up(self):
+        """Let the task end as soon as it would wait, receive or send."""
+        self.at_end = self.is_gone = True
+        self.buffer.clear()
+        self.task.wake()
+
     async def receive(self, seconds, part=None):
         """Wait until more has come into the buffer, for some seconds at most, None is no limit.
 
@@ -1871,9 +1874,9 @@ class Connection(socketserver.BaseRequestHandler):
         """
         size = len(self.buffer)
         self._watch()
-        await self.changed.wait_for(lambda: len(self.buffer) > size or self.at_end, seconds)
-        if len(self.buffer) == size:
-            if not part:
+        await self.loop.wait_for(lambda: len(self.buffer) > size or self.at_end, seconds)
+        if len(self.buffer) <= size:
+            if not part or self.is_gone:
                 raise ClientGone()
             if self.at_end:
                 raise malformed("the connection ended within the %s of a request" % part)
@@ -1891,13 +1894,15 @@ class Connection(socketserver.BaseRequestHandler):
         for part in parts if sum(map(len, parts)) > SLICE else (b"".join(parts),):       # no large one is copied
             rest = memoryview(part)
             while rest:
+                if self.is_gone:
+                    raise ClientGone()
                 try:
                     rest = rest[self.socket.send(rest):]
                 except OSError as error:
                     self._watch(WRITE)
-                    if error.errno not in (errno.EAGAIN, WANT_WRITE) or not await self.changed.wait_for(
-                            lambda: not self._watched & WRITE, SEND_TIMEOUT):       # nor is a new handshake waited for
-                        raise ClientGone() from None
+                    if error.errno not in (errno.EAGAIN, WANT_WRITE) or not await self.loop.wait_for(
+                            lambda: self.is_gone or not self._watched & WRITE, SEND_TIMEOUT):
+                        raise ClientGone() from None            # nor is a new handshake waited for
 
     def unsent(self):
         """Return how many bytes the system still holds for the client (tcp(7)); 0 if it does not tell."""
@@ -1908,16 +1913,14 @@ class Connection(socketserver.BaseRequestHandler):
         except OSError:
             return 0
 
-    async def attend(self, coroutine):
-        """Await it; ClientGone if that has to wait and the client has closed its side, or does so."""
-        self._attended = True
-        if self.at_end:
-            self.task.throw(ClientGone())
-        try:
-            return await coroutine
-        finally:
-            self._attended = False
-            self.task.throw(None)
+    def attend(self, condition, predicate, timeout=None):
+        """Wait as by condition.wait_for; ClientGone if the client has closed its side, or does so meanwhile."""
+        def is_over():
+            result = predicate()
+            if self.at_end and not result:
+                raise ClientGone()
+            return result
+        return condition.wait_for(is_over, timeout)
 
     async def _read_head(self):
         if self.server.tls and not self._tls:
@@ -2133,7 +2136,7 @@ class Server(socketserver.TCPServer):
                 pass
             self.log.access(oldest.address, None, response, response.length, time.monotonic() - oldest.waiting_since)
         self.connections.discard(oldest)
-        oldest.task.throw(ClientGone())
+        oldest.give_up()
         return True
 
     async def drain(self, seconds):
@@ -2569,8 +2572,8 @@ class OutputBody:
         """Return what comes next, as soon as there is something; b"" at the end."""
         job, output, which = self.job, self.job.output, self.which
         while True:
-            await self.client.attend(job.changed.wait_for(
-                lambda: self.end is not None or self.offset < output.end[which] or job.is_complete()))
+            await self.client.attend(job.changed, lambda: (
+                self.end is not None or self.offset < output.end[which] or job.is_complete()))
             if self.end is None and job.is_complete():
                 self.end = output.end[which]
             if self.offset < output.start[which]:
@@ -2692,7 +2695,7 @@ class App:
             given = value.strip() if scheme.lower() in (b"rtot", b"bearer") else b""
         if not compare_digest(given, self.secret):
             if given:
-                await request.client.changed.wait_for(lambda: request.client.at_end, WRONG_SECRET)
+                await self.loop.wait_for(lambda: request.client.at_end, WRONG_SECRET)
             message = ("this is not the secret of this server" if given else
                        "send the secret in a header, as by curl -H 'Rtot-Secret: ...'")
             raise Error("not authorized", message, [("WWW-Authenticate", 'Bearer realm="rtot"')])
@@ -2779,7 +2782,7 @@ class App:
         """Wait for the end of the job, if asked to; return whether it is complete."""
         seconds = given.get("wait")
         if seconds:
-            await request.client.attend(job.ended.wait_for(job.is_complete, None if seconds is True else seconds))
+            await request.client.attend(job.ended, job.is_complete, None if seconds is True else seconds)
         return job.is_complete()
 
     async def get(self, request, given, job, complete=200, running=202):
@@ -2849,7 +2852,7 @@ class App:
         if not (job.options.stdin or job.options.tty):
             raise Error("conflict", "job %d has no standard input: POST /jobs?stdin opens one" % job.id)
         request.timeout = None             # what makes the input may take its time
-        await request.client.attend(job.changed.wait_for(lambda: job.state != "new"))
+        await request.client.attend(job.changed, lambda: job.state != "new")
         process = self.runner.processes.get(job)
         if process is None:
             raise Error("conflict", "standard input of job %d is closed" % job.id)
@@ -2857,7 +2860,7 @@ class App:
             data = await request.read()
             eof = request.ended and given.get("eof", False)
             if data or eof:
-                await request.client.attend(process.feed(data, eof))
+                await process.feed(data, eof, request.client.attend)
             if request.ended:
                 return Response(204)
 

@@ -6,7 +6,7 @@ import unittest
 
 import support  # noqa: F401  finds rtot
 import rtot
-from rtot import ClientGone, Condition, Loop
+from rtot import Condition, Loop
 
 
 class LoopCase(unittest.TestCase):
@@ -54,31 +54,6 @@ class TaskTest(LoopCase):
         while task in self.loop.tasks:
             self.loop._turn()
         self.assertEqual(self.seen, [False, True])
-
-    def test_an_error_is_raised_where_the_task_waits(self):
-        async def wait():
-            try:
-                await self.loop.sleep(support.LIMIT)
-            except KeyError:
-                self.seen.append("raised")
-        task = self.loop.spawn(wait())
-        self.loop.call_later(0.01, lambda: task.throw(KeyError()))
-        self.run_until_done()
-        while task in self.loop.tasks:
-            self.loop._turn()
-        self.assertEqual(self.seen, ["raised"])
-
-    def test_an_error_before_the_first_step_is_raised_at_the_first_wait(self):
-        async def wait():
-            try:
-                self.seen.append("began")
-                await self.loop.sleep(support.LIMIT)
-            finally:
-                self.seen.append("ended")
-        self.loop.spawn(wait()).throw(ClientGone())
-        while self.loop.tasks:
-            self.loop._turn()
-        self.assertEqual((self.seen, self.faults), (["began", "ended"], []))
 
     def test_the_end_of_the_loop_lets_tasks_clean_up(self):
         async def wait(name):

@@ -680,6 +680,16 @@ class WaitTest(ServerCase):
             answer = self.server.get("/jobs/%d/exit?wait" % self.server.start(script))
             self.assertEqual((answer.status, answer.body), (200, text))
 
+    def test_deletes_all_jobs_although_the_client_resets_its_connection(self):
+        server = self.own_server("-j", "1", program=patched("rtot.STEP = 0"))       # it yields after each job
+        for _ in range(500):
+            server.start("sleep 99", "fields=")
+        before = len(server.scripts())
+        with server.send(b"DELETE /jobs HTTP/1.1\r\n" + AUTH + b"\r\n") as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")      # closing resets it
+            wait_until(lambda: len(server.scripts()) < before, "the first removal", 10, pause=0)
+        wait_until(lambda: server.scripts() == [], "the removal of all scripts", limit=10)
+
     def test_a_client_whose_job_is_deleted_gets_its_end(self):
         answer = in_background(self.server.post, "/jobs?wait&label=x", "sleep 99")
         wait_until(lambda: self.server.get("/jobs?state=running&label=x").jobs)
