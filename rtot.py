@@ -577,19 +577,19 @@ PLAIN = Options((), (), cwd=None, timeout=None, label="", stdin=False, tty=False
 class Job:
     """A record of one run.  Runner and Process write its state, times and output, JobStore its id; others read.
 
-    `created`, `started` and `completed` are ns since 1970, 0 until then.  `changed` is notified of output and of each
-    change of state, `ended` of the end alone.
+    `created`, `started` and `completed` are ns since 1970, 0 until then.  `changed` is notified of output, of each
+    change of state, and of what happens to its Process.
     """
 
     __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "exit", "exit_code",
-                 "timed_out", "held", "pid", "output", "changed", "ended", "_began", "_stopped")
+                 "timed_out", "held", "pid", "output", "changed", "_began", "_stopped")
 
     def __init__(self, loop, script, options, limit):
         self.script, self.options, self.output = script, options, Output(limit)
         self.state, self.created, self.started, self.completed = "new", wall_ns(), 0, 0
         self.exit, self.timed_out, self.held = "", False, False
         self.id = self.exit_code = self.pid = self._began = self._stopped = None
-        self.changed, self.ended = Condition(loop), Condition(loop)
+        self.changed = Condition(loop)
 
     href = property(lambda self: "/jobs/%d" % self.id)
     is_complete = lambda self: self.state == "complete"
@@ -614,7 +614,6 @@ class Job:
         self._move("complete")
         self.exit, self.exit_code, self.held = text, code, held
         self.completed, self._stopped = wall_ns(), time.monotonic()
-        self.ended.notify_all()
 
 
 def working_directory():
@@ -920,11 +919,11 @@ class Process:
     `pid`: the leader's, and the number of the session; None before the start, and once it is reaped.  `outcome`: how
     the script ended, as (text, code).  Then the leader is a zombie, which pins that number as long as `enders` tasks
     have signals to send.  `pipes`: the stream of each descriptor that is read.  `input`, `terminal`: descriptors, or
-    None.  `changed` is notified of the outcome, of each end of a pipe, the input or an ender, and of input written.
+    None.  `changed`, the job's, is notified of the outcome, and of the end of the output, the input or an ender.
     """
 
     def __init__(self, job, runner):
-        self.job, self.runner, self.loop, self.changed = job, runner, runner.loop, Condition(runner.loop)
+        self.job, self.runner, self.loop, self.changed = job, runner, runner.loop, job.changed
         self.pid, self.outcome, self.enders, self.pipes, self.input, self.terminal = None, None, 0, {}, None, None
         self._is_fed, self._line = False, b""       # does a task write to the input; a terminal's line so far
 
@@ -1023,7 +1022,7 @@ class Process:
             self._close_pipe(fd)
         elif job.id in runner.store.jobs or not job.is_complete():      # else nobody can ask for it any more
             runner.total.append(output, self.pipes[fd], data)
-            job.changed.notify_all()
+            self.changed.notify_all()
         if len(data) == READ_SIZE and len(runner.wide) < WIDE_PIPES:        # it was found full
             import fcntl
             runner.wide.add(fd)
@@ -2781,7 +2780,7 @@ class App:
         """Wait for the end of the job, if asked to; return whether it is complete."""
         seconds = given.get("wait")
         if seconds:
-            await request.client.attend(job.ended, job.is_complete, None if seconds is True else seconds)
+            await request.client.attend(job.changed, job.is_complete, None if seconds is True else seconds)
         return job.is_complete()
 
     async def get(self, request, given, job, complete=200, running=202):
