@@ -349,8 +349,7 @@ class Output:
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        # The OutputBody that the job waits for, or None; while it does, what that notifies: Process._wait_for_owner.
-        self.owner = self.paused = None
+        self.owner, self.paused = None, False       # the OutputBody that the job waits for, or None; does it wait now
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
@@ -1003,7 +1002,7 @@ class Process:
         if output.owner:        # who gets no more of it than is kept
             size = min(size, output.limit)
             if not output.paused and runner.total.must_wait(output, size):
-                output.paused = Condition(self.loop)
+                output.paused = True
                 self.loop.spawn(self._wait_for_owner(size))
             if output.paused:
                 return 0
@@ -1067,10 +1066,10 @@ class Process:
         for fd in self.pipes:
             self.loop.unwatch(fd)
         try:
-            while not await output.paused.wait_for(may_go_on, LOOK_AFTER):
+            while not await self.changed.wait_for(may_go_on, LOOK_AFTER):
                 pass
         finally:
-            output.paused = None
+            output.paused = False
             for fd in self.pipes:
                 self._watch(fd)
 
@@ -2579,7 +2578,7 @@ class OutputBody:
             is_end = self.offset == self.end
             data = self.take(output.end[which] if self.end is None else self.end)
             if output.paused:
-                output.paused.notify_all()
+                job.changed.notify_all()
             if data or is_end:
                 return data
 
