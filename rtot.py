@@ -1270,7 +1270,8 @@ class Runner:
     def __init__(self, loop, store, workspace, spawner, total, parallel, log):
         self.loop, self.store, self.workspace, self.spawner = loop, store, workspace, spawner
         self.total, self.parallel, self.log = total, parallel, log
-        self._queue, self._placed = collections.OrderedDict(), set()    # scripts by waiting job; jobs with a place
+        # The file of the script of each job that is not complete; those of them that wait for their turn, as keys.
+        self._scripts, self._queue = {}, collections.OrderedDict()
         self.processes, self.closed = {}, set()     # by job; those that have closed their output and live
         self.null, self.wide = open_null(), set()   # the input of most jobs; pipes that hold more
         self._look, self._freed, self._is_stopping = None, 0, False     # a timer; bytes since malloc gave some back
@@ -1278,32 +1279,31 @@ class Runner:
         self._is_reading, self._read_at, self._sessions = False, 0.0, None
         self._changed = Condition(loop)             # a process was reaped, or /proc read
 
-    is_busy = property(lambda self: bool(self._placed or self._queue))      # does a job run, or wait to?
+    is_busy = property(lambda self: bool(self._scripts))        # does a job run, or wait to?
 
     # The life of a job.
 
     def submit(self, job, script):
         """Run a job from the file `script`, when its turn comes."""
-        self._queue[job] = script
+        self._scripts[job], self._queue[job] = script, None
         self._start_next()
 
     def _start_next(self):
-        while self._queue and (not self.parallel or len(self._placed) < self.parallel):
-            job, script = next(iter(self._queue.items()))
-            self.loop.spawn(self.run(job, script))
+        while self._queue and (not self.parallel or len(self._scripts) - len(self._queue) < self.parallel):
+            job = next(iter(self._queue))
+            self.loop.spawn(self.run(job))
             del self._queue[job]
-            self._placed.add(job)
 
-    async def run(self, job, script):
-        """The task of a job that has a place, until nothing is left to signal."""
-        process, words = Process(job, self), [script]
+    async def run(self, job):
+        """The task of a job whose turn has come, until nothing is left to signal."""
+        if job.is_complete():                   # canceled meanwhile
+            return
+        process, words = Process(job, self), [self._scripts[job]]
         try:
-            if job.is_complete():               # canceled since it got its place
-                return
             try:
-                if self.parallel and not os.path.exists(script):        # somebody has cleaned the temporary directory
-                    script = self.workspace.write(job.script)
-                words = [*parse_shebang(job.script), script, *job.options.args]
+                if self.parallel and not os.path.exists(words[0]):      # somebody has cleaned the temporary directory
+                    self._scripts[job] = self.workspace.write(job.script)
+                words = [*parse_shebang(job.script), self._scripts[job], *job.options.args]
                 process.start(words)
             except (OSError, ValueError, MemoryError, Error) as error:
                 self._not_started(job, words[0], error)
@@ -1319,26 +1319,22 @@ class Runner:
                 await process.wait_for_end_of_output()
             self._complete(job, *process.outcome, held=bool(process.pipes))
             await self.loop.turn()              # those who wait for the job go first: the rest takes 0.1 ms
-            self.workspace.remove(script)
-            script = None
             await process.changed.wait_for(lambda: not process.enders and (self._is_stopping or not process.pipes))
         finally:
             process.close()
             self.closed.discard(process)
             self.processes.pop(job, None)
             self._changed.notify_all()
-            if script:
-                self.workspace.remove(script)
             if not job.is_complete():           # the server ends, or has a fault that the log tells
                 self._complete(job, "rtot gave it up", 126)
 
     def _complete(self, job, text, code, held=False):
-        """Complete the job, let the next start, and release those that are not kept."""
+        """Complete the job, let the next start, remove the script, and release the jobs that are not kept."""
         hint = job.started and explain_failure(job.script, code)
         if hint:
             self.total.append(job.output, ERR, hint)
         job.complete(text, code, held)
-        self._placed.discard(job)
+        self.loop.call_later(0, functools.partial(self.workspace.remove, self._scripts.pop(job)))
         self._start_next()
         self.log.job_ended(job)
         for each in self.store.retire(job):
@@ -1488,9 +1484,7 @@ class Runner:
     def cancel(self, job):
         """End a job that is not complete; one that is new is complete at once."""
         if job.state == "new":
-            script = self._queue.pop(job, None)
-            if script:                          # else it has a place, and run() removes it
-                self.workspace.remove(script)
+            self._queue.pop(job, None)
             self._complete(job, "canceled before it started", 126)
         elif not job.is_complete():
             self.end(self.processes[job], signal.SIGTERM, GRACE)
@@ -1511,7 +1505,7 @@ class Runner:
 
     async def stop(self):
         """End all jobs; return when nothing is left of them, or twice the grace has passed."""
-        for job in [*self._queue, *self._placed]:
+        for job in list(self._scripts):
             if job.state == "new":
                 self.cancel(job)
         self.end_all(signal.SIGTERM, GRACE)
