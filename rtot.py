@@ -357,8 +357,9 @@ class Output:
 
     @property
     def spare(self):
-        """The number of the oldest bytes that the owner, who reads the log, has read already."""
-        return max(self.owner.offset - self.start[LOG], 0) if self.owner else self.size
+        """The number of the oldest bytes that the owner, who reads the log, has read; all, if it has lost some."""
+        read = self.owner.offset - self.start[LOG] if self.owner else -1
+        return self.size if read < 0 else read
 
     def append(self, stream, data):
         stamp = int(time.time() * 1000) << 1 | stream
@@ -498,8 +499,8 @@ class TotalOutput:
             if excess <= 0:
                 break
             excess -= other.spare
-        dropped = max(output.would_drop(count), count if excess > 0 else 0)
-        return output.owner.would_lose(dropped) or excess > 0 and output.owner is not None
+        has_room = excess <= 0 and output.would_drop(count) <= output.spare
+        return not has_room and (output.spare == output.size or output.owner.is_reading())
 
     def forget(self, output):
         """Keep nothing of it; return how many bytes that frees."""
@@ -2582,18 +2583,14 @@ class OutputBody:
         self.offset += len(data)
         return data
 
-    def would_lose(self, dropped):
-        """Would this owner lose any if so many bytes were dropped?  It is no owner after OWNER_PATIENCE without one."""
-        output, now = self.job.output, time.monotonic()
-        start, end = output.start[LOG], output.end[LOG]
-        if not start <= self.offset < min(end, start + dropped):        # it has lost some already, or loses none
-            return False
+    def is_reading(self):
+        """Return whether the client took something in the last OWNER_PATIENCE seconds; if not, it is no owner more."""
         passed_on = self.offset - self.client.unsent()      # the system may hold megabytes for a slow client
         if passed_on != self._passed_on:
-            self._passed_on, self._since = passed_on, now
-        if now - self._since >= OWNER_PATIENCE:
-            output.owner = None
-        return output.owner is not None
+            self._passed_on, self._since = passed_on, time.monotonic()
+        if time.monotonic() - self._since >= OWNER_PATIENCE:
+            self.close()
+        return self.job.output.owner is self
 
     def trailers(self):
         return [("Rtot-Exit", str(self.job.exit_code))] if self.follows else ()
