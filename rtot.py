@@ -2131,11 +2131,10 @@ class Server(socketserver.TCPServer):
         oldest.give_up()
         return True
 
-    async def drain(self, seconds):
-        """Wait until no request is being served, for some seconds at most."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and any(one.waiting_since is None for one in self.connections):
-            await self.loop.sleep(0.01)
+    @property
+    def is_serving(self):
+        """Is a request with the secret being served?"""
+        return any(one.waiting_since is None for one in self.connections)
 
 
 # ------------------------------------------------------------------------------------------------ page
@@ -3396,16 +3395,18 @@ class Service:
 
     async def _wait_for_the_end(self):
         """Shut down when asked to, or when for `idle_exit` s no job has run and no request with the secret has come."""
-        app, seconds, busy = self.app, self.args.idle_exit, self.app.began
+        app, seconds = self.app, self.args.idle_exit
         while not await app.stop_asked.wait_for(lambda: app.is_stopping, seconds and 1.0):
-            if self.runner.is_busy or any(one.waiting_since is None for one in self.server.connections):
-                busy = time.monotonic()
-            if max(busy, app.last_used) + seconds <= time.monotonic():
+            if self.runner.is_busy or self.server.is_serving:
+                app.last_used = time.monotonic()
+            if app.last_used + seconds <= time.monotonic():
                 self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
                 app.stop()
         notify_systemd(b"STOPPING=1")
         await self.runner.stop()
-        await self.server.drain(DRAIN)
+        until = time.monotonic() + DRAIN
+        while time.monotonic() < until and self.server.is_serving:
+            await self.loop.sleep(0.01)
         self.loop.stop()
 
 
