@@ -54,9 +54,21 @@ __version__ = "1.1.0"
 MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
-# 6.1 MB that GET /ping and the page do without: imported at the first request with the secret, all at once, since later
-# there may be no descriptor to import with.
-LATER = ("ctypes", "fcntl", "json", "pwd", "resource", "shutil", "subprocess", "termios", "traceback")
+
+class Later:
+    """A module that is imported when something of it is used first."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def __getattr__(self, name):
+        module = globals()[self._name] = __import__(self._name)
+        return getattr(module, name)
+
+
+# 6.1 MB that GET /ping and the page do without: see import_rest.
+LATER = "ctypes fcntl json pwd resource shutil subprocess termios traceback".split()
+ctypes, fcntl, json, pwd, resource, shutil, subprocess, termios, traceback = map(Later, LATER)
 
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
@@ -512,7 +524,6 @@ class TotalOutput:
 def give_memory_back():
     """Let malloc return its free pages to the host: 350 MiB of output stayed resident without."""
     try:
-        import ctypes
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, ImportError, OSError):      # not GNU's
         pass
@@ -682,7 +693,6 @@ def shown(fields):
 
 def jobs_json(jobs, fields):
     """Yield the jobs as JSON, in pieces of text: the `fields`, and those that are always shown."""
-    import json
     encode, lead = json.encoder.encode_basestring, '{\n  "jobs": [\n    {'
     encoders = {str: encode, int: str}      # of most values; JSONEncoder takes twice the time
     for job in jobs:
@@ -711,7 +721,6 @@ SEPARATORS = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n"})
 
 def jobs_text(jobs, fields):
     """Yield the jobs as lines of values separated by tabs, in pieces of text."""
-    import json
     for job in jobs:
         line = ""
         for name in fields:
@@ -826,7 +835,6 @@ class Workspace:
     @staticmethod
     def _remove_stale(entry):
         """Remove it if no server locks it, and it is as we make it: ours, 0700, as its files (0600 by rtot 1.0)."""
-        import fcntl
 
         def is_ours(entry, kind):
             status = entry.stat(follow_symlinks=False)
@@ -850,7 +858,6 @@ class Workspace:
 
     def _make(self):
         """Make the directory, if there is none, and lock it."""
-        import fcntl
         if self._directory is None:
             place = next((place for place in self._places if os.access(place, os.W_OK | os.X_OK)), "/tmp")
             path = os.path.join(place, self.PREFIX + os.urandom(4).hex())       # tempfile takes 0.6 MB
@@ -897,7 +904,6 @@ class Workspace:
             pass
 
     def close(self):
-        import shutil
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
         if self._fd is not None:
@@ -1024,7 +1030,6 @@ class Process:
             runner.total.append(output, self.pipes[fd], data)
             self.changed.notify_all()
         if len(data) == READ_SIZE and len(runner.wide) < WIDE_PIPES:        # it was found full
-            import fcntl
             runner.wide.add(fd)
             try:
                 fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
@@ -1115,7 +1120,6 @@ class Process:
 
     def _typed(self, data, eof):
         """Return what to write to a terminal; an Error for a line so long that it would drop the rest."""
-        import termios
         lines = re.split(b"[\r\n\3\4]", self._line + data)
         if termios.tcgetattr(self.terminal)[3] & termios.ICANON and max(map(len, lines)) > TERMINAL_LINE:
             raise Error("conflict", "a terminal takes %d bytes a line: use stty -icanon in the script, or POST "
@@ -1165,8 +1169,6 @@ def has_hung_up(terminal):
 
 def set_size(terminal, rows, cols):
     """Tell a terminal its size, and its foreground by SIGWINCH: TIOCSWINSZ of ioctl_tty(2)."""
-    import fcntl
-    import termios
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, array.array("H", (rows, cols, 0, 0)))
 
 
@@ -1205,7 +1207,6 @@ class Spawner:
         environ.update(options.env)
         if not self.nofile:
             return self._start(argv, environ, ends, options)
-        import resource
         resource.setrlimit(resource.RLIMIT_NOFILE, self.nofile)     # set after the start, it often comes too late
         try:
             return self._start(argv, environ, ends, options)
@@ -1230,9 +1231,6 @@ class Spawner:
                 return self._spawn(executable, argv, environ, ends, options)
             except NotImplementedError:         # a C library without POSIX_SPAWN_SETSID: glibc before 2.26
                 pass
-        import fcntl
-        import subprocess
-        import termios
         child = subprocess.Popen(       # every other descriptor is close-on-exec (PEP 446); see prepare_process
             argv, executable=executable, stdin=ends[0], stdout=ends[1], stderr=ends[2], cwd=options.cwd, env=environ,
             close_fds=False, start_new_session=True,        # a preexec_fn makes a job take 15% longer
@@ -1705,7 +1703,6 @@ class Response:
 
     @classmethod
     def json(cls, status, value, headers=()):
-        import json
         text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         return cls(status, text.encode("utf-8", "replace"), JSON, headers)
 
@@ -1898,8 +1895,6 @@ class Connection(socketserver.BaseRequestHandler):
 
     def unsent(self):
         """Return how many bytes the system still holds for the client (tcp(7)); 0 if it does not tell."""
-        import fcntl
-        import termios
         try:
             return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
         except OSError:
@@ -2041,7 +2036,6 @@ class Server(socketserver.TCPServer):
 
         The directory is locked: of two servers that both find a stale one, the second must not remove the first one's.
         """
-        import fcntl
         self.address_family = socket.AF_UNIX
         lock = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY)
         try:
@@ -2607,7 +2601,6 @@ class JsonLog(OutputBody):
         self._cut = [(b"", 0), (b"", 0)]    # of each stream the beginning of a character, and its end; () at the end
 
     def take(self, end):
-        import json
         job, lines, last = self.job, [], min(end, self.offset + SLICE)
         if self.offset == end:
             if job.is_complete() and self._cut:
@@ -2868,7 +2861,6 @@ class App:
 
 @functools.lru_cache(maxsize=1)
 def user_name():
-    import pwd
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -2895,7 +2887,7 @@ def find_route(method, path):
 
 @functools.lru_cache(maxsize=1)
 def import_rest():
-    """Import what the first answer does not need."""
+    """Import what the first answer does not need, all at once: later there may be no descriptor to import with."""
     for name in LATER:
         __import__(name)
 
@@ -2981,7 +2973,6 @@ class Log:
                 self._may_block = True
 
     def fault(self, kind, error, trace):
-        import traceback
         self.event("error: " + "".join(traceback.format_exception(kind, error, trace)))
 
     def access(self, address, request, response, size, seconds):
@@ -3008,7 +2999,6 @@ class Log:
         """Write a line: the text, or the pairs as JSON; without pairs, the text is that of an event."""
         now = utc("%Y-%m-%dT%H:%M:%SZ", int(time.time()))
         if self.form == "json":
-            import json
             pairs = {"time": now, **(pairs or {"event": text})}
             if "seconds" in pairs:
                 pairs["seconds"] = round(pairs["seconds"], 6)
@@ -3209,7 +3199,6 @@ def daemonize():
 
 def write_pid_file(path):
     """Write our number to a file, locked by flock(2) while we live, so a stale one is written over; return its fd."""
-    import fcntl
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -3231,7 +3220,6 @@ def write_pid_file(path):
 
 def quarter_of_memory():
     """Return a quarter, in bytes, of what this host or container may use: getrlimit(2), cgroups(7)."""
-    import resource
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_AS)[0]]
     try:
         with open("/proc/self/cgroup") as file:
@@ -3252,7 +3240,6 @@ def quarter_of_memory():
 
 def raise_nofile():
     """Allow ourselves more descriptors; return (how many we may have, the limits that jobs get, or None for ours)."""
-    import resource
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (65536 if limit == resource.RLIM_INFINITY else limit for limit in limits)
     wanted = min(hard, 65536)
