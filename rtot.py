@@ -1003,7 +1003,6 @@ class Process:
         self.loop.watch(fd, READ, lambda events: self._read(fd))
 
     def _read(self, fd):
-        """Read once; return how many bytes there were."""
         job, output, runner = self.job, self.job.output, self.runner
         size = WIDE_READ_SIZE if fd in runner.wide else READ_SIZE
         if output.owner:        # who gets no more of it than is kept
@@ -1012,17 +1011,17 @@ class Process:
                 output.paused = True
                 self.loop.spawn(self._wait_for_owner(size))
             if output.paused:
-                return 0
+                return
         try:
             data = os.read(fd, size)
         except BlockingIOError:
-            return 0
+            return
         except OSError:         # EIO: nobody has the terminal open, now or any more
             if not self.has_exited():
                 self.loop.unwatch(fd)
                 self.loop.call_later(LOOK_AFTER, lambda: self.terminal == fd and self._watch(fd))
                 runner.closed.add(self)
-                return 0
+                return
             data = b""
         if not data:
             self._close_pipe(fd)
@@ -1035,7 +1034,6 @@ class Process:
                 fcntl.fcntl(fd, F_SETPIPE_SZ, WIDE_PIPE)
             except OSError:     # a terminal, another system, more than its user may have
                 pass
-        return len(data)
 
     def _close_pipe(self, fd):
         del self.pipes[fd]
@@ -1052,15 +1050,10 @@ class Process:
                 self.runner.closed.add(self)
 
     async def wait_for_end_of_output(self):
-        """Wait for it, HELD_AFTER at most if something in the background still holds the output."""
-        output = self.job.output
-        printed = output.end[LOG] + WIDE_PIPE * len(self.pipes)     # by the script itself; followers may hold it up
+        """Wait for it; if the background holds it, for HELD_AFTER, and for all that the script itself has printed."""
+        printed = self.job.output.end[LOG] + sum(in_system(fd, termios.FIONREAD) for fd in self.pipes)
         while not await self.changed.wait_for(lambda: not self.pipes, HELD_AFTER):
-            for fd in list(self.pipes):         # what they hold, and not much of what comes meanwhile
-                for _ in range(WIDE_PIPE // READ_SIZE):
-                    if not self._read(fd):
-                        break
-            if not output.paused or output.end[LOG] >= printed:
+            if self.job.output.end[LOG] >= printed:     # else its owner holds it up
                 return
 
     async def _wait_for_owner(self, size):
@@ -1158,6 +1151,14 @@ def send(kill, target, *numbers):
     except PermissionError:
         return False
     return True
+
+
+def in_system(fd, request):
+    """Return how many bytes the system holds to be read (FIONREAD) or sent (TIOCOUTQ); 0 if it does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(fd, request, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def has_hung_up(terminal):
@@ -1894,11 +1895,8 @@ class Connection(socketserver.BaseRequestHandler):
                         raise ClientGone() from None            # nor is a new handshake waited for
 
     def unsent(self):
-        """Return how many bytes the system still holds for the client (tcp(7)); 0 if it does not tell."""
-        try:
-            return int.from_bytes(fcntl.ioctl(self._fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        except OSError:
-            return 0
+        """Return how many bytes the system still holds for the client: tcp(7)."""
+        return in_system(self._fd, termios.TIOCOUTQ)
 
     def attend(self, condition, predicate, timeout=None):
         """Wait as by condition.wait_for; ClientGone if the client has closed its side, or does so meanwhile."""
