@@ -51,7 +51,6 @@ import types
 
 __version__ = "1.1.0"
 
-MIB = 1 << 20
 LINUX = sys.platform.startswith("linux")
 
 
@@ -73,9 +72,8 @@ ctypes, fcntl, json, pwd, resource, shutil, subprocess, termios, traceback = map
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
 HELD_AFTER = 0.5        # s after the exit, for which a job waits for output that something else holds
-LOOK_AFTER = 0.1        # s between two looks at what is left to be killed, or to be read
+LOOK_AFTER = 0.1        # s to the next look at what is left to be killed, or read, or at all children, of 1 us each
 KILL_FOR = 5.0          # s of SIGKILLs, before rtot gives up
-LOOK_AT_ALL_AFTER = 0.1         # s from a SIGCHLD to a look at all children, of 1 us each
 MANY_CLOSED = 100       # processes that have closed their output and are looked at after each SIGCHLD
 READ_SIZE = 1 << 16     # bytes read at a time: what a pipe holds (pipe(7))
 WIDE_PIPE = 1 << 20     # bytes that a pipe may hold that was found full: the most without privileges (pipe(7))
@@ -90,7 +88,7 @@ STEP = 0.001            # s that a task may run before it lets others run
 # Output.
 SLICE = 1 << 16         # bytes of output or of an answer that are handled at a time
 BATCH = 500             # pieces of an output, or jobs of a list, that are handled at a time: some 2 ms
-TRIM_SIZE = 16 * MIB    # bytes of output forgotten, after which malloc is asked to give its pages back
+TRIM_SIZE = 1 << 24     # bytes of output forgotten, after which malloc is asked to give its pages back
 TRIM_AFTER = 1.0        # s until it is asked: many deletions are one
 OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the client that started it by ?follow
 
@@ -1362,7 +1360,7 @@ class Runner:
     def child_exited(self):
         """At SIGCHLD, ask those whose output has ended, as of nearly all who exit; later all, at 1 us each."""
         self.loop.call_later(0, self._ask_closed)       # when this turn has read what they have printed
-        self._look = self._look or self.loop.call_later(LOOK_AT_ALL_AFTER, self._ask_all)
+        self._look = self._look or self.loop.call_later(LOOK_AFTER, self._ask_all)
 
     def _ask_closed(self):
         self.closed -= {process for process in itertools.islice(self.closed, MANY_CLOSED) if process.has_exited()}
@@ -1710,9 +1708,8 @@ class Response:
     @classmethod
     def of_pieces(cls, status, pieces, content_type, headers=()):
         """Answer with text from an iterator; what is large is made as it is sent, so it is never held whole."""
-        blocks = iter(functools.partial(gather, pieces), b"")
-        first, second = next(blocks, b""), next(blocks, None)
-        body = first if second is None else Pieces(itertools.chain((first, second), blocks))
+        first, second = gather(pieces), gather(pieces)
+        body = Pieces(itertools.chain((first, second), iter(lambda: gather(pieces), b""))) if second else first
         return cls(status, body, content_type, headers)
 
     @classmethod
