@@ -871,14 +871,13 @@ class Workspace:
 
     def write(self, data):
         """Return the path of a file that holds all of `data`."""
-        path = fd = None
+        path = None
         try:
             if self._fd is None:
                 self._make()
-            path, rest = b"%s/%d" % (self._directory, next(self._names)), data
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o700)     # for exec flock "$0" "$0"
-            while rest:                     # write(2) may take a part
-                rest = rest[os.write(fd, rest):]
+            path = b"%s/%d" % (self._directory, next(self._names))
+            with open(path, "xb", opener=functools.partial(os.open, mode=0o700)) as file:   # for exec flock "$0" "$0"
+                file.write(data)
             return path
         except OSError as error:
             if path:
@@ -889,9 +888,6 @@ class Workspace:
             where = readable(self._directory or b"a temporary directory")
             raise Error("insufficient storage", "the script can't be written to %s: %s; TMPDIR can name another place"
                         % (where, error.strerror)) from error
-        finally:
-            if fd is not None:
-                os.close(fd)
 
     @staticmethod
     def remove(path):
