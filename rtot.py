@@ -355,11 +355,11 @@ class Output:
     another second.
     """
 
-    __slots__ = ("limit", "start", "end", "owner", "paused", "_chunks", "_starts", "_marks")
+    __slots__ = ("limit", "start", "end", "owner", "resume", "_chunks", "_starts", "_marks")
 
     def __init__(self, limit):
         self.limit, self.start, self.end = limit, [0, 0, 0], [0, 0, 0]
-        self.owner, self.paused = None, False       # the OutputBody that the job waits for, or None; does it wait now
+        self.owner = self.resume = None     # the OutputBody that the job waits for; while it does, what ends the wait
         self._chunks, self._starts, self._marks = [], [], ()    # _starts: where in the log each chunk begins
 
     size = property(lambda self: self.end[LOG] - self.start[LOG])       # bytes kept
@@ -925,7 +925,8 @@ class Process:
     def __init__(self, job, runner):
         self.job, self.runner, self.loop, self.changed = job, runner, runner.loop, job.changed
         self.pid, self.outcome, self.enders, self.pipes, self.input, self.terminal = None, None, 0, {}, None, None
-        self._is_fed, self._line = False, b""       # does a task write to the input; a terminal's line so far
+        # Does a task write to the input; a terminal's line so far; the timer that lets the reading go on.
+        self._is_fed, self._line, self._paused = False, b"", None
 
     def start(self, argv):
         """Start the interpreter with the script: so it may be mounted noexec, and never meets "text file busy"."""
@@ -996,15 +997,25 @@ class Process:
     def _watch(self, fd):
         self.loop.watch(fd, READ, lambda events: self._read(fd))
 
+    def _pause(self):
+        """Read no more for LOOK_AFTER, or until the owner of the output has read some."""
+        for fd in self.pipes:
+            self.loop.unwatch(fd)
+        self.job.output.resume = self._resume
+        self._paused = self.loop.call_later(LOOK_AFTER, self._resume)
+
+    def _resume(self):
+        for fd in self.pipes:
+            self._watch(fd)
+        self.job.output.resume = self._paused[2] = None
+
     def _read(self, fd):
         job, output, runner = self.job, self.job.output, self.runner
         size = WIDE_READ_SIZE if fd in runner.wide else READ_SIZE
         if output.owner:        # who gets no more of it than is kept
             size = min(size, output.limit)
-            if not output.paused and runner.total.must_wait(output, size):
-                output.paused = True
-                self.loop.spawn(self._wait_for_owner(size))
-            if output.paused:
+            if runner.total.must_wait(output, size):
+                self._pause()
                 return
         try:
             data = os.read(fd, size)
@@ -1012,8 +1023,7 @@ class Process:
             return
         except OSError:         # EIO: nobody has the terminal open, now or any more
             if not self.has_exited():
-                self.loop.unwatch(fd)
-                self.loop.call_later(LOOK_AFTER, lambda: self.terminal == fd and self._watch(fd))
+                self._pause()
                 runner.closed.add(self)
                 return
             data = b""
@@ -1049,22 +1059,6 @@ class Process:
         while not await self.changed.wait_for(lambda: not self.pipes, HELD_AFTER):
             if self.job.output.end[LOG] >= printed:     # else its owner holds it up
                 return
-
-    async def _wait_for_owner(self, size):
-        """Read no more, until the client that started the job would lose nothing."""
-        output = self.job.output
-
-        def may_go_on():
-            return not (self.pipes and output.owner and self.runner.total.must_wait(output, size))
-        for fd in self.pipes:
-            self.loop.unwatch(fd)
-        try:
-            while not await self.changed.wait_for(may_go_on, LOOK_AFTER):
-                pass
-        finally:
-            output.paused = False
-            for fd in self.pipes:
-                self._watch(fd)
 
     # What it reads.
 
@@ -2556,8 +2550,8 @@ class OutputBody:
                 raise ClientGone()
             is_end = self.offset == self.end
             data = self.take(output.end[which] if self.end is None else self.end)
-            if output.paused:
-                job.changed.notify_all()
+            if output.resume:
+                output.resume()
             if data or is_end:
                 return data
 
