@@ -930,7 +930,7 @@ class Process:
 
     def start(self, argv):
         """Start the interpreter with the script: so it may be mounted noexec, and never meets "text file busy"."""
-        options, spawner, null, ends = self.job.options, self.runner.spawner, self.runner.null, []
+        options, spawner, ends = self.job.options, self.runner.spawner, []
         try:
             if options.tty:
                 self.terminal, slave = os.openpty()
@@ -939,7 +939,7 @@ class Process:
                 self.input = os.dup(self.terminal)
                 set_size(slave, options.rows, options.cols)
             else:
-                stdin, self.input = os.pipe() if options.stdin else (null, None)
+                stdin, self.input = os.pipe() if options.stdin else (0, None)      # 0: see prepare_process
                 ends.append(stdin)
                 for stream in (OUT, ERR):
                     fd, end = os.pipe()
@@ -954,7 +954,7 @@ class Process:
                 self._watch(fd)
             self.pid = spawner.start(argv, ends, options)
         finally:
-            for fd in set(ends) - {null}:
+            for fd in set(ends) - {0}:
                 os.close(fd)
 
     def close(self):
@@ -1260,8 +1260,8 @@ class Runner:
         self.total, self.parallel, self.log = total, parallel, log
         # The file of the script of each job that is not complete; those of them that wait for their turn, as keys.
         self._scripts, self._queue = {}, collections.OrderedDict()
-        self.processes, self.closed = {}, set()     # by job; those that have closed their output and live
-        self.null, self.wide = open_null(), set()   # the input of most jobs; pipes that hold more
+        # By job; those that have closed their output and live; the pipes that hold more.
+        self.processes, self.closed, self.wide = {}, set(), set()
         self._look, self._freed, self._is_stopping = None, 0, False     # a timer; bytes since malloc gave some back
         # Of /proc: is it being read; when did the last reading begin; the pids by session and process group, or None.
         self._is_reading, self._read_at, self._sessions = False, 0.0, None
@@ -3138,16 +3138,15 @@ def hide(secret):
 
 
 def prepare_process(daemon):
-    """Let jobs inherit no descriptors from 3 up, and no signals that are blocked or ignored.
+    """Let jobs inherit an empty input, no descriptors from 3 up, and no signals that are blocked or ignored.
 
     A daemon closes those descriptors, but for the one that systemd handed over.
     """
     fd = 0
     while fd <= 2:                                  # 0, 1 and 2 are open, so that no pipe becomes one of them
         fd = open_null()
-    if daemon:
-        os.dup2(fd, 0)
-        os.dup2(fd, 1)
+    for number in range(1 + daemon):
+        os.dup2(fd, number)
     try:
         numbers = {int(name) for name in os.listdir("/dev/fd")}
     except (OSError, ValueError):
