@@ -9,9 +9,10 @@ runs is a Task, a coroutine that runs until it has to wait; nothing else runs me
 
 A request: Server.accept makes a Connection.  Its task, Connection.serve, reads a head (parse_head); App.answer checks
 the secret and calls the handler that ROUTES names; Connection sends the Response, or the Error that was raised.
-A job: App.create writes the script to a file (Workspace) and adds the Job (JobStore).  Runner.run is the rest of its
-life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.  Meanwhile Process._read takes what
-it prints into its Output, by way of TotalOutput, and wakes those who follow it (OutputBody).
+A job: App.create makes the Job; Runner.submit writes its script to a file (Workspace) and keeps it (JobStore).
+Runner.run is the rest of its life: spawn (Spawner), wait for the exit and the end of the output, complete, reap.
+Meanwhile Process._read takes what it prints into its Output, by way of TotalOutput, and wakes those who follow it
+(OutputBody).
 
 Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
@@ -1271,9 +1272,15 @@ class Runner:
 
     # The life of a job.
 
-    def submit(self, job, script):
-        """Run a job from the file `script`, when its turn comes."""
-        self._scripts[job], self._queue[job] = script, None
+    def submit(self, job):
+        """Keep a job, and run it when its turn comes; an Error if its script can't be stored."""
+        path = self.workspace.write(job.script)
+        try:
+            self.store.add(job)
+        except Error:
+            self.workspace.remove(path)
+            raise
+        self._scripts[job], self._queue[job] = path, None
         self._start_next()
 
     def _start_next(self):
@@ -1477,8 +1484,10 @@ class Runner:
         elif not job.is_complete():
             self.end(self.processes[job], signal.SIGTERM, GRACE)
 
-    async def end_or_release(self, jobs):
-        """End the jobs that are not complete, and keep the output of none."""
+    async def forget(self, jobs):
+        """End the jobs that are not complete, and keep nothing of any."""
+        for job in jobs:
+            self.store.remove(job)
         for job in jobs:
             if job.is_complete():
                 self._release(job)
@@ -2625,11 +2634,11 @@ class App:
     `secret` and `shell` are bytes, the two limits in bytes.
     """
 
-    def __init__(self, loop, secret, store, runner, workspace, max_script, max_output, shell):
-        self.loop, self.secret, self.store, self.runner, self.workspace = loop, secret, store, runner, workspace
+    def __init__(self, secret, runner, max_script, max_output, shell):
+        self.secret, self.runner, self.loop, self.store = secret, runner, runner.loop, runner.store
         self.max_script, self.max_output, self.shell = max_script, max_output, shell
         self.began = self.last_used = time.monotonic()
-        self.is_stopping, self.stop_asked = False, Condition(loop)
+        self.is_stopping, self.stop_asked = False, Condition(self.loop)
 
     async def answer(self, request):
         """Return the Response to a request; an Error if it can't be served."""
@@ -2712,14 +2721,8 @@ class App:
         script = await self._script(request, old)
         if self.is_stopping:
             raise Error("service unavailable", "the server is about to exit")
-        path = self.workspace.write(script)
         job = Job(self.loop, script, options, options.max_output or self.max_output)
-        try:
-            self.store.add(job)
-        except Error:
-            self.workspace.remove(path)
-            raise
-        self.runner.submit(job, path)
+        self.runner.submit(job)
         request.job = job.id
         if given.get("attach"):
             request.on_disconnect = functools.partial(self.runner.cancel, job)
@@ -2771,10 +2774,7 @@ class App:
         for name, value in given.items():
             if not value:               # as from a variable of the shell that is not set
                 raise bad("%s is empty: give a value, or leave it out for all", name)
-        jobs = job or self.store.select(**given)
-        for each in jobs:
-            self.store.remove(each)
-        await self.runner.end_or_release(jobs)
+        await self.runner.forget(job or self.store.select(**given))
         return Response(204)
 
     async def script(self, request, given, job):
@@ -3317,8 +3317,7 @@ class Service:
         shell = b"/bin/bash" if os.access("/bin/bash", os.X_OK) else b"/bin/sh"
         if shell == b"/bin/sh":
             log.event("there is no /bin/bash here: scripts without a #! line are run by /bin/sh")
-        self.app = App(self.loop, secret, store, self.runner, self.workspace, args.max_script,
-                       min(args.max_output, total), shell)
+        self.app = App(secret, self.runner, args.max_script, min(args.max_output, total), shell)
         self.loop.report, self.loop.relieve = log.fault, self._relieve
         self.server = attempt("listen on " + show_address(args.addr), Server,
                               handed or args.addr, self.loop, self.app, log, args, descriptors, tls_context(args))
