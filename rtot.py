@@ -16,7 +16,7 @@ Meanwhile Process._read takes what it prints into its Output, by way of TotalOut
 
 Each section uses only those above it.  Where a change belongs:
 - a route: a line in ROUTES and a handler in App; an error with another status: a line in REASONS;
-- a parameter: a line in PARAMETERS, and its name in ROUTES, or in NEW, Options and PLAIN if it is an option of a job;
+- a parameter: a line in PARAMETERS, and its name in ROUTES, or in Options and PLAIN if it is an option of a job;
 - a field of a job: a line in VIEW, and a slot of Job if it is stored; a limit: a line in OPTIONS, used in Service;
 - a way to end a job: what Runner.run waits for, then Runner.end for its processes; on request, Runner.cancel;
 - a header of all answers: head_start; what the log says: Log.
@@ -578,10 +578,10 @@ def readable(data):
     return str(data, "utf-8", "replace")
 
 
-# How a job is to run.  args, cwd and the pairs of env are bytes; timeout in s, max_output in bytes; None is no timeout,
-# the server's directory, the server's limit.
-Options = collections.namedtuple("Options", "args env cwd timeout label stdin tty rows cols max_output")
-PLAIN = Options((), (), cwd=None, timeout=None, label="", stdin=False, tty=False, rows=24, cols=80, max_output=None)
+# How a job is to run, by the names of parameters.  arg, cwd and the pairs of env are bytes; timeout in s, max_output in
+# bytes; None is no timeout, the server's directory, the server's limit.
+Options = collections.namedtuple("Options", "arg env cwd timeout label max_output stdin tty rows cols")
+PLAIN = Options((), (), cwd=None, timeout=None, label="", max_output=None, stdin=False, tty=False, rows=24, cols=80)
 
 
 class Job:
@@ -666,7 +666,7 @@ VIEW = {      # a job's fields in JSON, in this order
     "exit_code": lambda job: job.exit_code,
     "pid": lambda job: job.pid,
     "label": lambda job: job.options.label,
-    "args": lambda job: [readable(arg) for arg in job.options.args],
+    "args": lambda job: [readable(arg) for arg in job.options.arg],
     "cwd": lambda job: readable(job.options.cwd or working_directory()),
     "timeout": lambda job: job.options.timeout,
     "tty": lambda job: {"rows": job.options.rows, "cols": job.options.cols} if job.options.tty else None,
@@ -1298,7 +1298,7 @@ class Runner:
             try:
                 if self.parallel and not os.path.exists(words[0]):      # somebody has cleaned the temporary directory
                     self._scripts[job] = self.workspace.write(job.script)
-                words = [*parse_shebang(job.script), self._scripts[job], *job.options.args]
+                words = [*parse_shebang(job.script), self._scripts[job], *job.options.arg]
                 process.start(words)
             except (OSError, ValueError, MemoryError, Error) as error:
                 self._not_started(job, words[0], error)
@@ -2531,7 +2531,7 @@ def new_options(given, old, most_output):
         options["env"] = [pair.split(b"=", 1) for pair in given["env"]]
         if any(len(pair) < 2 or not pair[0] for pair in options["env"]):
             raise bad("env is like NAME=VALUE")
-    return old._replace(args=given.get("arg", old.args), **options)
+    return old._replace(**options)
 
 
 class OutputBody:
@@ -2877,7 +2877,7 @@ def import_rest():
         __import__(name)
 
 
-NEW = "arg env cwd timeout label max_output stdin tty rows cols wait follow attach fail fields text"
+NEW = " ".join(Options._fields) + " wait follow attach fail fields text"
 
 ROUTES = (          # method, path, handler, parameters, whether there is a body
     ("GET", "/", App.root, "", False),
