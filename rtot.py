@@ -97,7 +97,8 @@ OWNER_PATIENCE = 30.0   # s without a byte read, for which a job waits for the c
 BACKLOG = 1024
 ACCEPTS, TLS_ACCEPTS = 64, 4    # connections in a turn of the loop; a TLS handshake takes 1 ms
 MAX_LINE, MAX_HEADERS = 32768, 100      # bytes of a request line, or of all headers: RFC 9112, 3 asks for 8000
-MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted: its end is noticed
+MAX_BUFFER = 1 << 18    # bytes taken of a client before they are wanted, so that its end is noticed
+MAX_STRANGER = 2 * MAX_LINE + 4096      # of one that has not shown the secret: there may be a thousand
 SEND_TIMEOUT = 300.0    # s for which a client may take nothing of an answer
 WRONG_SECRET = 1.0      # s before the answer to a wrong secret
 DRAIN = 1.0             # s for the last answers, when all jobs have ended
@@ -1757,7 +1758,7 @@ class Connection(socketserver.BaseRequestHandler):
             "^::ffff:", "", self.client_address[0])     # IPv4 by way of an IPv6 socket
         self.buffer, self.at_end, self.is_gone = bytearray(), False, False
         self.is_fresh, self.is_known, self.waiting_since = True, False, time.monotonic()
-        self._fd, self._tls, self._watched = self.socket.fileno(), False, 0
+        self._fd, self._tls, self._watched, self._limit = self.socket.fileno(), False, 0, MAX_STRANGER
         self.socket.setblocking(False)
         self._recv = self._first_recv if self.server.tls else self.socket.recv
         self._watch()
@@ -1811,7 +1812,7 @@ class Connection(socketserver.BaseRequestHandler):
 
     def _watch(self, writes=0):
         """Watch for more to read, if there is room in the buffer; for room to write, once, if `writes` is WRITE."""
-        wanted = writes | READ * (not self.at_end and len(self.buffer) < MAX_BUFFER)
+        wanted = writes | READ * (not self.at_end and len(self.buffer) < self._limit)
         if wanted != self._watched:
             self.loop.watch(self._fd, wanted, self._on_event)
             self._watched = wanted
@@ -1821,10 +1822,10 @@ class Connection(socketserver.BaseRequestHandler):
         self.task.wake()
         if events & WRITE:
             self._watch()
-        if self.at_end or len(self.buffer) >= MAX_BUFFER or not (events & READ or self._tls):
+        if self.at_end or len(self.buffer) >= self._limit or not (events & READ or self._tls):
             return
         try:
-            data = self._recv(READ_SIZE)        # of TLS a record, which has 16 KiB at most: nothing is left in it
+            data = self._recv(self._limit >> 2)         # of TLS a record, of 16 KiB at most: nothing is left in it
         except OSError as error:
             if error.errno == WANT_WRITE:
                 self._watch(WRITE)
@@ -1836,7 +1837,7 @@ class Connection(socketserver.BaseRequestHandler):
                 self.server.log.event("no TLS with %s: %s" % (self.address, error))
         self.buffer += data
         self.at_end = not data
-        if self.at_end or len(self.buffer) >= MAX_BUFFER:
+        if self.at_end or len(self.buffer) >= self._limit:
             self._watch(self._watched & WRITE)
 
     def _first_recv(self, size):
@@ -1846,6 +1847,11 @@ class Connection(socketserver.BaseRequestHandler):
             self._tls = True
         self._recv = self.socket.recv       # which shakes hands
         return self._recv(size)
+
+    def admit(self):
+        """Note that it has shown the secret: more is taken of it, and while its request is served it is not closed."""
+        self.waiting_since, self.is_known, self._limit = None, True, MAX_BUFFER
+        self._watch()
 
     def give_up(self):
         """Let the task end as soon as it would wait, receive or send."""
@@ -2098,13 +2104,15 @@ class Server(socketserver.TCPServer):
     def _make_room(self):
         """Close the connection that has waited longest for a request; return whether there was one.
 
-        Those without the secret go first, but last in their first PROMPT seconds, in which they may show it.
+        Those without the secret go first, but last in their first PROMPT seconds, in which they may show it, unless
+        they are a crowd.
         """
-        prompt = time.monotonic() - PROMPT
-        oldest = min((one for one in self.connections if one.waiting_since is not None), default=None, key=lambda one: (
-            1 if one.is_known else 2 * (one.is_fresh and one.waiting_since > prompt), one.waiting_since))
-        if not oldest:
+        waiting = [one for one in self.connections if one.waiting_since is not None]
+        if not waiting:
             return False
+        is_crowd, prompt = 2 * sum(one.is_known for one in waiting) < len(waiting), time.monotonic() - PROMPT
+        oldest = min(waiting, key=lambda one: (1 if one.is_known else 2 * (
+            one.is_fresh and one.waiting_since > prompt and not is_crowd), one.waiting_since))
         if oldest.is_fresh and not self.tls:        # by TLS it would take time
             # By hand, since there may be no descriptor to import json with.
             response = Response(503, b'{\n  "error": "service unavailable",\n  "message": "all connections are in use: '
@@ -2673,7 +2681,7 @@ class App:
             message = ("this is not the secret of this server" if given else
                        "send the secret in a header, as by curl -H 'Rtot-Secret: ...'")
             raise Error("not authorized", message, [("WWW-Authenticate", 'Bearer realm="rtot"')])
-        request.client.waiting_since, request.client.is_known = None, True
+        request.client.admit()
         if b"rtot-poll" not in request.headers:         # of the page, which may have been forgotten
             self.last_used = time.monotonic()
         import_rest()

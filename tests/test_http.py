@@ -463,6 +463,23 @@ class AcceptTest(ServerCase):
                 os.unlink(path)
                 self.assertEqual(read_answer(connection.makefile("rb"))[0], 200, name)
 
+    def test_little_is_taken_of_clients_without_the_secret(self):
+        server = self.own_server()
+        server.get("/jobs")
+        before = server.rss()
+        request = b"POST /jobs HTTP/1.1\r\nHost: x\r\nRtot-Secret: wrong\r\nContent-Length: 600000\r\n\r\n" + bytes(600000)
+        for _ in range(100):
+            connection = server.connect()
+            self.addCleanup(connection.close)
+            connection.setblocking(False)
+            connection.send(request)
+        wait_until(lambda: server.connections() >= 100)
+        highest, until = before, time.monotonic() + rtot.WRONG_SECRET
+        while time.monotonic() < until:
+            highest = max(highest, server.rss())
+            time.sleep(0.02)
+        self.assertLess(highest - before, 15 << 20)
+
     def test_a_client_for_which_there_is_no_room_gets_a_503_without_an_import(self):
         """There may be no descriptor to import a module with."""
         server = self.own_server("--max-connections", "1", program=patched(after="sys.modules['json'] = None"))
@@ -549,6 +566,17 @@ class CapTest(HttpCase):
         for stranger in strangers:
             self.connected(b"GET /jobs HTTP/1.1\r\n" + AUTH + b"\r\n")
             self.assertClosed(stranger, known)
+
+    def test_a_crowd_of_new_connections_closes_none_of_a_client_with_the_secret(self):
+        known = [self.connected(b"GET /jobs HTTP/1.1\r\n" + AUTH + b"\r\n") for _ in range(2)]
+        self.server.settle(2)
+        crowd = [self.server.connect() for _ in range(30)]
+        self.assertEqual(read_answer(crowd[0].makefile("rb"))[0], 503)
+        for connection in known:
+            connection.sendall(PING)
+            self.assertEqual(read_answer(connection.makefile("rb"))[0], 200)
+        for connection in crowd:
+            connection.close()
 
     def test_a_connection_that_is_closed_before_its_answer_gets_503_and_runs_nothing(self):
         before = self.count()

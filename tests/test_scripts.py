@@ -231,13 +231,6 @@ class StorageTest(Case):
         self.assertEqual(server.run("echo small")["out"], "small\n")
         self.assertNotIn("marker", server.leftovers())
 
-    def test_a_script_that_is_written_in_parts_is_whole(self):
-        before = ("import os\nwrite = os.write\n"
-                  "os.write = lambda fd, data: write(fd, data[:1000] if len(data) > 2000 else data)")
-        server = self.own_server(program=patched(before=before))
-        script = "#!/bin/cat\n" + "a line of the script\n" * 2000
-        self.assertEqual(server.run(script)["out"], script)
-
     @need("unshare", "mount")
     @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
     def test_a_full_temporary_directory_is_507(self):
