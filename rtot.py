@@ -111,6 +111,7 @@ SOCKET_OPTIONS = ((socket.IPPROTO_TCP, "TCP_NODELAY", 1), (socket.SOL_SOCKET, "S
                   (socket.IPPROTO_TCP, "TCP_KEEPCNT", 6))
 LOG_LINE = 4000         # characters: a pipe takes PIPE_BUF bytes at once, or none (pipe(7))
 SWEEP_AFTER = 0.5       # s after the start
+LOOK_IDLE_AFTER = 1.0   # s between two looks whether anything goes on, for --idle-exit
 
 
 # ---------------------------------------------------------------------------------------------- errors
@@ -3374,10 +3375,10 @@ class Service:
     async def _wait_for_the_end(self):
         """Shut down when asked to, or when for `idle_exit` s no job has run and no request with the secret has come."""
         app, seconds = self.app, self.args.idle_exit
-        while not await app.stop_asked.wait_for(lambda: app.is_stopping, seconds and 1.0):
+        while not await app.stop_asked.wait_for(lambda: app.is_stopping, seconds and LOOK_IDLE_AFTER):
             if self.runner.is_busy or self.server.is_serving:
                 app.last_used = time.monotonic()
-            if app.last_used + seconds <= time.monotonic():
+            if app.last_used + LOOK_IDLE_AFTER + seconds <= time.monotonic():      # busy since the last look
                 self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
                 app.stop()
         notify_systemd(b"STOPPING=1")
