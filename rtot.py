@@ -82,6 +82,7 @@ WIDE_READ_SIZE = 1 << 18        # bytes read at a time from such a pipe
 WIDE_PIPES = 12         # at a time: a user's pipes may hold 64 MiB, and further ones a page each
 F_SETPIPE_SZ = 1031     # fcntl(2); Python knows it from 3.10 on
 RESERVED = 24           # descriptors that jobs leave to connections, if there are many
+LEAST_DESCRIPTORS = 20  # for rtot, a client and a job
 SPARE = 8               # descriptors that connections leave to scripts and modules
 TERMINAL_LINE = 4095    # bytes of a line that a terminal takes: termios(3), canonical mode
 STEP = 0.001            # s that a task may run before it lets others run
@@ -3236,6 +3237,8 @@ def raise_nofile():
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     soft, hard = (65536 if limit == resource.RLIM_INFINITY else limit for limit in limits)
     wanted = min(hard, 65536)
+    if wanted < LEAST_DESCRIPTORS:
+        raise CannotStart("rtot needs %d descriptors, and may have %d: see ulimit -n" % (LEAST_DESCRIPTORS, wanted))
     if soft >= wanted or not hasattr(resource, "prlimit"):
         return soft, None
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
