@@ -591,18 +591,19 @@ class Job:
     """A record of one run.  Runner and Process write its state, times and output, JobStore its id; others read.
 
     `created`, `started` and `completed` are ns since 1970, 0 until then.  `changed` is notified of output, of each
-    change of state, and of what happens to its Process.
+    change of state, and of what happens to its Process; `ended` of the end alone, for those whom the rest would wake
+    in vain.
     """
 
     __slots__ = ("id", "script", "options", "state", "created", "started", "completed", "exit", "exit_code",
-                 "timed_out", "held", "pid", "output", "changed", "_began", "_stopped")
+                 "timed_out", "held", "pid", "output", "changed", "ended", "_began", "_stopped")
 
     def __init__(self, loop, script, options, limit):
         self.script, self.options, self.output = script, options, Output(limit)
         self.state, self.created, self.started, self.completed = "new", wall_ns(), 0, 0
         self.exit, self.timed_out, self.held = "", False, False
         self.id = self.exit_code = self.pid = self._began = self._stopped = None
-        self.changed = Condition(loop)
+        self.changed, self.ended = Condition(loop), Condition(loop)
 
     href = property(lambda self: "/jobs/%d" % self.id)
     is_complete = lambda self: self.state == "complete"
@@ -627,6 +628,7 @@ class Job:
         self._move("complete")
         self.exit, self.exit_code, self.held = text, code, held
         self.completed, self._stopped = wall_ns(), time.monotonic()
+        self.ended.notify_all()
 
 
 def working_directory():
@@ -2760,7 +2762,7 @@ class App:
         """Wait for the end of the job, if asked to; return whether it is complete."""
         seconds = given.get("wait")
         if seconds:
-            await request.client.attend(job.changed, job.is_complete, None if seconds is True else seconds)
+            await request.client.attend(job.ended, job.is_complete, None if seconds is True else seconds)
         return job.is_complete()
 
     async def get(self, request, given, job, complete=200, running=202):
