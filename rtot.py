@@ -66,9 +66,9 @@ class Later:
         return getattr(module, name)
 
 
-# 6.1 MB that GET /ping and the page do without: see import_rest.
-LATER = "ctypes fcntl json pwd resource shutil subprocess termios traceback".split()
-ctypes, fcntl, json, pwd, resource, shutil, subprocess, termios, traceback = map(Later, LATER)
+# 6.7 MB that GET /ping and the page do without: see import_rest.
+LATER = "ctypes fcntl json pwd resource shutil subprocess tempfile termios traceback".split()
+ctypes, fcntl, json, pwd, resource, shutil, subprocess, tempfile, termios, traceback = map(Later, LATER)
 
 # Jobs.
 GRACE = 5.0             # s from SIGTERM to SIGKILL
@@ -863,10 +863,14 @@ class Workspace:
     def _make(self):
         """Make the directory, if there is none, and lock it."""
         if self._directory is None:
-            place = next((place for place in self._places if os.access(place, os.W_OK | os.X_OK)), "/tmp")
-            path = os.path.join(place, self.PREFIX + os.urandom(4).hex())       # tempfile takes 0.6 MB
-            os.mkdir(path, 0o700)
-            self._directory = os.fsencode(path)
+            for place in self._places:
+                try:
+                    self._directory = os.fsencode(tempfile.mkdtemp(prefix=self.PREFIX, dir=place))
+                    break
+                except OSError as error:
+                    lack = error
+            else:
+                raise lack
         self._fd = os.open(self._directory, os.O_RDONLY)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -1005,10 +1009,10 @@ class Process:
 
     def _pause(self):
         """Read no more for LOOK_AFTER, or until the owner of the output has read some."""
+        self._paused = self.loop.call_later(LOOK_AFTER, self._resume)
+        self.job.output.resume = self._resume
         for fd in self.pipes:
             self.loop.unwatch(fd)
-        self.job.output.resume = self._resume
-        self._paused = self.loop.call_later(LOOK_AFTER, self._resume)
 
     def _resume(self):
         for fd in self.pipes:
@@ -1599,7 +1603,7 @@ class Request:
     `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one; `keeps`: another may follow.
     `timeout`: s without a byte of the body, None is no limit; `_remaining` bytes of it, or of this chunk, are to come
     until it has `ended`, None before the first chunk; `_is_held_back`: the client waits for a 100 before it sends it.
-    `on_disconnect` is called if the client disconnects before it has the answer.  `job`: the id of its new job.
+    `on_disconnect` is called if the client does not get the whole answer.  `job`: the id of its new job.
     """
 
     job, on_disconnect = None, staticmethod(int)        # which does nothing
@@ -1805,12 +1809,10 @@ class Connection(socketserver.BaseRequestHandler):
             self.is_fresh = False
             sent = await self._send_response(request, response, keep)
             return keep
-        except ClientGone:
-            if request:
-                request.on_disconnect()
-            raise
         finally:
             self.waiting_since = time.monotonic()
+            if request and sent is None:
+                request.on_disconnect()
             if request or response:
                 self.server.log.access(self.address, request, response, sent, self.waiting_since - began)
 

@@ -288,6 +288,15 @@ class AttachTest(ServerCase):
                 self.assertGone(job["pid"])
                 self.assertEqual(self.server.job(job["id"], "wait")["exit"], "signal: terminated")
 
+    def test_the_job_ends_when_the_answer_breaks_off(self):
+        after = ("take = rtot.OutputBody.take\n"
+                 "def fail(self, end):\n    if self.offset: raise RuntimeError\n    return take(self, end)\n"
+                 "rtot.OutputBody.take = fail")
+        server = self.own_server(program=patched(after))
+        with server.send(self.post(b"follow&attach", b"echo ready; sleep 0.1; echo; exec sleep 99")) as connection:
+            self.assertIn(b"ready", support.read_all(connection))
+        self.assertEqual(server.job(0, "wait")["exit"], "signal: terminated")
+
     def test_the_job_goes_on_when_the_seconds_to_wait_have_passed(self):
         answer = self.server.post("/jobs?wait=0.1&attach&fields=pid", "sleep 99")
         self.assertEqual(answer.status, 202)

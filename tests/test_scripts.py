@@ -244,6 +244,12 @@ class StorageTest(Case):
 
     @need("unshare", "mount")
     @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
+    def test_goes_elsewhere_where_no_directory_can_be_made(self):
+        server = self.own_server(wrapper=["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o nr_inodes=1 none "$TMPDIR" && exec "$@"', "sh"])
+        self.assertRegex(server.run('echo "$0"')["out"], "^(/tmp|/dev/shm)/rtot-[a-z0-9_]{8}/1\n$")
+
+    @need("unshare", "mount")
+    @unittest.skipIf(os.geteuid(), "needs root, for namespaces")
     def test_without_a_writable_temporary_directory_a_script_is_507(self):
         with open(support.SOURCE, "rb") as source:      # which may lie where the mounts will be
             mounts = 'for d in /tmp /var/tmp /usr/tmp /dev/shm; do test -d $d && mount -t tmpfs -o ro none $d; done; exec "$@"'
