@@ -150,7 +150,7 @@ class ClientGone(BaseException):
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 LONGEST_WAIT = 3600.0   # s at a time; epoll_wait(2) takes 24 days at most
-TURN = 0.01             # s that tasks may run before the loop looks at descriptors and timers again
+TURN = 0.005            # s for the tasks that were woken, and for those that yielded, in a turn of the loop
 RETRY_AFTER = 0.02      # s after which a timer is called again that found no memory
 
 
@@ -310,18 +310,15 @@ class Loop:
             function, timer[2] = timer[2], None
             if function and self._call(function) is None:
                 self.call_later(RETRY_AFTER, function)
-        self._stepped = time.monotonic()
-        until = self._stepped + TURN            # since those who make each other ready would starve the rest
-        if self._yielded:                       # one at least of those with much to do, and each once at most
-            self.ready.append(self._yielded.popleft())
-        rest = len(self._yielded)
-        while (self.ready or rest) and self._stepped < until:
-            if not self.ready:
-                self.ready.append(self._yielded.popleft())
-                rest -= 1
-            self.current = self.ready.popleft()
-            self._call(self.current.step)
+        # Each queue has its time, since those who make each other ready would starve the rest; who yields runs once.
+        for queue, most in (self.ready, float("inf")), (self._yielded, len(self._yielded)):
             self._stepped = time.monotonic()
+            until = self._stepped + TURN
+            while queue and most and self._stepped < until:
+                self.current = queue.popleft()
+                self._call(self.current.step)
+                self._stepped = time.monotonic()
+                most -= 1
 
     def _call(self, function, *args):
         """Call it; return True, None if there was no memory for it, or False after what nobody foresaw."""

@@ -2,6 +2,7 @@
 import os
 import signal
 import time
+import types
 import unittest
 
 import support  # noqa: F401  finds rtot
@@ -186,6 +187,29 @@ class FairnessTest(LoopCase):
         self.loop.run()
         self.assertLess(self.seen.count("busy") - self.seen.index("woken"), tasks)
         self.assertEqual(self.seen.count("woken"), 3)
+
+    def test_tasks_that_wake_each_other_leave_time_to_those_that_have_yielded(self):
+        """One of those in a turn was too few: jobs that had ended were not reaped any more."""
+        async def wake_each_other():
+            while True:
+                self.loop.ready.append(self.loop.current)
+                await pause()
+
+        @types.coroutine
+        def pause():
+            yield
+
+        async def go_on():
+            for _ in range(3):
+                await self.loop.turn()
+            self.seen.append("done")
+        for _ in range(50):
+            self.loop.spawn(go_on())
+        self.loop.spawn(wake_each_other())
+        for _ in range(20):
+            self.loop._turn()
+        self.assertEqual(len(self.seen), 50)
+        self.loop.close()
 
     def test_a_descriptor_that_was_unwatched_in_the_same_turn_is_not_delivered(self):
         ends = [os.pipe() for _ in range(2)]
