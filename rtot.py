@@ -2101,8 +2101,8 @@ class Server(socketserver.TCPServer):
         except OSError:
             return True
         os.close(free)
-        return (free >= self.descriptors - min(SPARE, self.descriptors // 8)
-                or len(self.connections) > min(self.args.max_connections, self.descriptors // 2))     # others: jobs
+        most = min(self.args.max_connections, (self.descriptors - LEAST_DESCRIPTORS) // 2 + 1)      # others: jobs'
+        return free >= self.descriptors - min(SPARE, self.descriptors // 8) or len(self.connections) > most
 
     def _make_room(self):
         """Close the connection that has waited longest for a request; return whether there was one.
