@@ -310,7 +310,7 @@ class Loop:
             function, timer[2] = timer[2], None
             if function and self._call(function) is None:
                 self.call_later(RETRY_AFTER, function)
-        # Each queue has its time, since those who make each other ready would starve the rest; who yields runs once.
+        # Each queue has its time, since tasks that wake each other would starve the rest; one that yields runs once.
         for queue, most in (self.ready, float("inf")), (self._yielded, len(self._yielded)):
             self._stepped = time.monotonic()
             until = self._stepped + TURN
@@ -1267,7 +1267,7 @@ class Runner:
         self.total, self.parallel, self.log = total, parallel, log
         # The file of the script of each job that is not complete; those of them that wait for their turn, as keys.
         self._scripts, self._queue = {}, collections.OrderedDict()
-        # By job; those that have closed their output and live; the pipes that hold more.
+        # Processes by job; those that have closed their output and live; the pipes that hold more.
         self.processes, self.closed, self.wide = {}, set(), set()
         self._look, self._freed, self._is_stopping = None, 0, False     # a timer; bytes since malloc gave some back
         # Of /proc: is it being read; when did the last reading begin; the pids by session and process group, or None.
@@ -1600,15 +1600,15 @@ class Request:
     `version` is 10 or 11; `length` that of the body in bytes, None for a chunked one; `keeps`: another may follow.
     `timeout`: s without a byte of the body, None is no limit; `_remaining` bytes of it, or of this chunk, are to come
     until it has `ended`, None before the first chunk; `_is_held_back`: the client waits for a 100 before it sends it.
-    `on_disconnect` is called if the client does not get the whole answer.  `job`: the id of its new job.
+    `on_cut_off` is called if the client does not get the whole answer.  `job`: the id of its new job.
     """
 
-    job, on_disconnect = None, staticmethod(int)        # which does nothing
+    job, on_cut_off = None, staticmethod(int)        # which does nothing
 
     def __init__(self, client, head):
         (self.method, self.path, self.query, self.version, self.headers, self.length, self.keeps,
          self._is_held_back) = head
-        self.client, self.timeout, self.ended = client, client.server.args.body_timeout, self.length == 0
+        self.client, self.timeout, self.ended = client, client.server.limits.body_timeout, self.length == 0
         self._remaining = self.length
 
     async def read(self):
@@ -1771,13 +1771,14 @@ class Connection(socketserver.BaseRequestHandler):
         self.task = self.loop.spawn(self.serve())
 
     async def serve(self):
-        args, keep = self.server.args, True
+        limits, keep = self.server.limits, True
         try:
             while keep:
                 if self.buffer:             # the next has come already
                     await self.loop.breathe()
                 else:                       # a handshake of TLS has the time of a head
-                    await self.receive(args.head_timeout if self.server.tls and self.is_fresh else args.idle_timeout)
+                    is_shaking = self.server.tls and self.is_fresh
+                    await self.receive(limits.head_timeout if is_shaking else limits.idle_timeout)
                 keep = await self._serve_one()
             await self._linger()
         finally:
@@ -1809,7 +1810,7 @@ class Connection(socketserver.BaseRequestHandler):
         finally:
             self.waiting_since = time.monotonic()
             if request and sent is None:
-                request.on_disconnect()
+                request.on_cut_off()
             if request or response:
                 self.server.log.access(self.address, request, response, sent, self.waiting_since - began)
 
@@ -1915,7 +1916,7 @@ class Connection(socketserver.BaseRequestHandler):
     async def _read_head(self):
         if self.server.tls and not self._tls:
             raise malformed("rtot speaks TLS here: use https://")
-        buffer, until, parsed = self.buffer, time.monotonic() + self.server.args.head_timeout, -1
+        buffer, until, parsed = self.buffer, time.monotonic() + self.server.limits.head_timeout, -1
         while True:
             if buffer.startswith(b"\r\n"):      # RFC 9112, 2.2: an empty line before a request is ignored
                 del buffer[:2]
@@ -2003,12 +2004,13 @@ class Server(socketserver.TCPServer):
     allow_reuse_address = True
     request_queue_size = BACKLOG
 
-    def __init__(self, address, loop, app, log, args, descriptors, tls=None):
+    def __init__(self, address, loop, app, log, limits, descriptors, tls=None):
         """Listen on (host, port), where "" is all addresses, or on the path of a Unix socket, or take over a socket.
 
-        `args` are the options of the command line, of which it needs the limits; `descriptors` is how many we may have.
+        `limits` has `max_connections`, and in seconds `head_timeout`, `body_timeout`, without a byte of it, and
+        `idle_timeout`; `descriptors` is how many we may have.
         """
-        self.loop, self.app, self.log, self.args, self.tls = loop, app, log, args, tls
+        self.loop, self.app, self.log, self.limits, self.tls = loop, app, log, limits, tls
         self.descriptors, self.connections = descriptors, set()
         self._made = None       # the path and os.stat() of the Unix socket that we made
         if isinstance(address, socket.socket):
@@ -2101,8 +2103,9 @@ class Server(socketserver.TCPServer):
         except OSError:
             return True
         os.close(free)
-        most = min(self.args.max_connections, (self.descriptors - LEAST_DESCRIPTORS) // 2 + 1)      # others: jobs'
-        return free >= self.descriptors - min(SPARE, self.descriptors // 8) or len(self.connections) > most
+        most = (self.descriptors - LEAST_DESCRIPTORS) // 2 + 1          # of connections; the others are for jobs
+        return (free >= self.descriptors - min(SPARE, self.descriptors // 8)
+                or len(self.connections) > min(self.limits.max_connections, most))
 
     def _make_room(self):
         """Close the connection that has waited longest for a request; return whether there was one.
@@ -2582,7 +2585,7 @@ class OutputBody:
         return data
 
     def is_reading(self):
-        """Return whether the client took something in the last OWNER_PATIENCE seconds; if not, it is no owner more."""
+        """Has the client taken something in the last OWNER_PATIENCE seconds?  If not, it is the owner no longer."""
         passed_on = self.offset - self.client.unsent()      # the system may hold megabytes for a slow client
         if passed_on != self._passed_on:
             self._passed_on, self._since = passed_on, time.monotonic()
@@ -2736,7 +2739,7 @@ class App:
         self.runner.submit(job)
         request.job = job.id
         if given.get("attach"):
-            request.on_disconnect = functools.partial(self.runner.cancel, job)
+            request.on_cut_off = functools.partial(self.runner.cancel, job)
         if given.get("follow"):
             job.output.owner = OutputBody(request.client, job, LOG, 0)
             return Response(201, job.output.owner, TEXT, [("Location", job.href), UNBUFFERED])
@@ -3382,7 +3385,7 @@ class Service:
         while not await app.stop_asked.wait_for(lambda: app.is_stopping, seconds and LOOK_IDLE_AFTER):
             if self.runner.is_busy or self.server.is_serving:
                 app.last_used = time.monotonic()
-            if app.last_used + LOOK_IDLE_AFTER + seconds <= time.monotonic():      # busy since the last look
+            if app.last_used + LOOK_IDLE_AFTER + seconds <= time.monotonic():      # an end is seen one look late
                 self.log.event("idle for %s: ending, as --idle-exit says" % go_duration(seconds))
                 app.stop()
         notify_systemd(b"STOPPING=1")
